@@ -1,0 +1,97 @@
+"""Loads llama.cpp once per process, and keeps what it says.
+
+llama.cpp explains its failures only in its log, so the last lines are kept here for the error that the user will see.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+_KEPT_LINES = 200
+_LEVEL_CONTINUATION = 5  # GGML_LOG_LEVEL_CONT: goes on with the line before
+
+
+class LogTail:
+    """The last lines that llama.cpp logged; safe to use from its threads."""
+
+    def __init__(self, lines: int = _KEPT_LINES) -> None:
+        self._lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=lines)
+        self._lock = threading.Lock()
+
+    def write(self, level: int, text: str) -> None:
+        """Take a piece of log text at a ggml level (1 debug, 2 info, 3 warning, 4 error, 5 continuation)."""
+        with self._lock:
+            if level == _LEVEL_CONTINUATION and self._lines:
+                last_level, last = self._lines.pop()
+                self._lines.append((last_level, last + text))
+            else:
+                self._lines.append((level, text))
+
+    def lines(self, minimum_level: int = 1) -> list[str]:
+        """Return the kept lines of at least this level, oldest first."""
+        with self._lock:
+            return [text.rstrip("\n") for level, text in self._lines if level >= minimum_level and text.strip()]
+
+    def clear(self) -> None:
+        """Forget everything, before a call whose own lines are wanted."""
+        with self._lock:
+            self._lines.clear()
+
+
+log_tail = LogTail()
+
+
+def _preload_libstdcxx() -> None:
+    # CUDA builds linked with NCCL resolve C++ symbols to the wrong library when Python loads them, and crash in
+    # std::regex; the system's libstdc++ must come first and be global.
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
+
+
+@functools.cache
+def load() -> Any:
+    """Return the module `llama_cpp.llama_cpp` with its back ends initialised and its log captured in `log_tail`."""
+    _preload_libstdcxx()
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    from llama_cpp import llama_cpp  # noqa: PLC0415 - loading the libraries is this function's work
+
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), None)
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@functools.cache
+def _log_callback(llama_cpp: Any) -> Any:
+    def keep(level: int, text: bytes, _user_data: Any) -> None:
+        log_tail.write(level, text.decode("utf-8", "replace"))
+
+    return llama_cpp.llama_log_callback(keep)  # cached: llama.cpp holds the pointer for as long as the process lives
+
+
+@functools.cache
+def ggml_base() -> ctypes.CDLL:
+    """Open libggml-base, the library that holds the quantization kernels, beside the libllama that is in use."""
+    llama_cpp = load()
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
+    pattern = {"darwin": "libggml-base*.dylib", "win32": "*ggml-base*.dll"}.get(sys.platform, "libggml-base.so*")
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise OSError(f"no {pattern} in {folder}: llama-cpp-python is not installed as Pestle expects")
+    return ctypes.CDLL(str(found[0]))
+
+
+def build_name() -> str:
+    """Name the library build: version of llama-cpp-python and the CPU features it uses."""
+    from importlib.metadata import version  # noqa: PLC0415 - only for the one caller that asks
+
+    info: bytes = load().llama_print_system_info()
+    return f"llama-cpp-python {version('llama-cpp-python')}; {info.decode().strip()}"
