@@ -1,0 +1,1 @@
+"""The server: from an HTTP request to tokens and back."""

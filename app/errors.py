@@ -12,7 +12,7 @@ Every error says what was wrong, names the field or the file at fault, and says 
     │   └── ModelFileError                                              a GGUF
     ├── StorageError                                           exit 4   disk full, no permission
     ├── VerificationError                                      exit 5   the result is not what was planned
-    ├── InterruptedByUser                                      exit 130
+    ├── InterruptedByUserError                                exit 130
     ├── RequestError                400 invalid_request_error           what the client did wrong
     │   ├── UnsupportedFieldError       unsupported_parameter           known to OpenAI, not honoured here
     │   ├── UnknownFieldError           unknown_parameter
@@ -97,7 +97,7 @@ class VerificationError(PestleError):
     exit_code = 5
 
 
-class InterruptedByUser(PestleError):
+class InterruptedByUserError(PestleError):
     """Someone pressed Ctrl-C, or the process was asked to end."""
 
     exit_code = 130

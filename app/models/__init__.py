@@ -1,0 +1,1 @@
+"""Model files: what they are called and what their headers say."""

@@ -1,0 +1,1 @@
+"""HTTP: Litestar routes in the shape of OpenAI's."""

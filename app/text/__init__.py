@@ -1,0 +1,1 @@
+"""The text child: chat template and tokenizer of one model, vocabulary only."""

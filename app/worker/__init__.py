@@ -1,0 +1,1 @@
+"""The worker child: weights, KV cache and sampling of one loaded model."""

@@ -1,0 +1,222 @@
+"""The frames that the API process, the text child and the worker exchange, and the words they share.
+
+A frame is four bytes (length of the body, little-endian) and one MessagePack document, tagged by its `type`. Token ids
+travel as raw little-endian int32 bytes: a prompt of 8,000 tokens decodes in microseconds.
+
+    API process → either child  LoadModel, first of all       answered by Hello, or by LoadFailed and exit
+    API process → text child    RenderChat, RenderText        answered by Rendered or Refused
+    API process → worker        Generate                      answered by Accepted or Refused, then by Steps' pieces
+                                Cancel                        answered by a piece with finish_reason "cancelled"
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Literal
+
+import msgspec
+
+FRAME_HEADER = struct.Struct("<I")
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How the next token is drawn. The defaults leave the model's distribution as it is."""
+
+    temperature: float = 1.0  # 0: the most probable token
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0  # 1: none
+    repeat_last_n: int = 64  # tokens that the penalties look back on; -1: the whole slot
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None  # None: drawn from the system's entropy
+
+
+class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
+    """The API process's first frame to a child: what to load, and for how many. The text child needs the path only."""
+
+    path: str
+    slots: int = 1
+    context_length: int = 0  # tokens that one slot holds; 0: as many as the model was trained for
+    threads: int = 0  # 0: one for each physical core that we may use
+    batch_size: int = 512  # most tokens in one llama_decode
+    device: Literal["auto", "cpu", "cuda", "metal"] = "auto"
+    gpu_layers: int = -1  # -1: all that the device takes
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """A child's first frame: what it has loaded. The numbers of slots and their length are the worker's."""
+
+    child: Literal["text", "worker"]
+    pid: int
+    vocabulary_size: int
+    context_length: int  # tokens that one slot holds (worker), or that the model was trained for (text)
+    slots: int = 0
+    model_name: str = ""  # general.name of the file
+    architecture: str = ""
+    description: str = ""  # llama.cpp's own, as "llama 135M Q8_0"
+    parameters: int = 0
+    model_bytes: int = 0
+    has_chat_template: bool = False
+    library_build: str = ""
+    device: str = ""
+    load_seconds: float = 0.0
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """A child's only frame when it can't load: why, with the last lines that llama.cpp logged."""
+
+    message: str
+
+
+class RenderChat(msgspec.Struct, frozen=True, tag="render_chat"):
+    """Apply the model's own template to these messages, then tokenize."""
+
+    request: int
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    template_arguments: dict[str, Any] = {}
+
+
+class RenderText(msgspec.Struct, frozen=True, tag="render_text"):
+    """Tokenize this text as a prompt (BOS added when the model wants one)."""
+
+    request: int
+    text: str
+
+
+class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
+    """A prompt, ready for the worker."""
+
+    request: int
+    tokens: bytes  # int32 little-endian ids
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """A child's no to one request. `error` names a class of app.errors."""
+
+    request: int
+    error: str
+    message: str
+    param: str | None = None
+
+
+class Generate(msgspec.Struct, frozen=True, tag="generate"):
+    """Continue this prompt."""
+
+    request: int
+    prompt: bytes  # int32 little-endian ids, at least one
+    max_tokens: int  # at least 1; prompt and answer together fit into a slot
+    sampling: Sampling
+    stop: list[str] = []
+    ignore_eos: bool = False
+    top_logprobs: int | None = None  # None: no logprobs at all; 0: the drawn token's only
+    request_id: str = ""  # for logs
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """The client has gone, or a stop was seen outside: free the slot within one step."""
+
+    request: int
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """The request is in the worker's queue."""
+
+    request: int
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """One token of the answer with its log probability and the most probable alternatives, best first."""
+
+    token: int
+    text: bytes
+    logprob: float
+    top: list[tuple[int, bytes, float]] = []
+
+
+class Timings(msgspec.Struct, frozen=True, array_like=True):
+    """Where a finished sequence's time went, in seconds."""
+
+    queued: float
+    prefill: float
+    decode: float
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """What one step gave one request. The text is whole UTF-8, with possible stop strings held back."""
+
+    request: int
+    text: str
+    completion_tokens: int  # drawn so far, this step's included
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0  # prompt tokens that were already in the KV cache
+    logprobs: list[TokenLogprob] | None = None
+    error: str | None = None  # with finish_reason "error": what went wrong with this sequence
+    timings: Timings | None = None  # with a finish_reason
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """The worker's state after a step, for metrics."""
+
+    running: int
+    waiting: int
+    kv_tokens: int
+    kv_capacity: int
+    prompt_tokens_computed: int  # in this step
+    tokens_generated: int  # in this step
+    preemptions: int  # since the start
+    step_seconds: float
+
+
+class Step(msgspec.Struct, frozen=True, tag="step"):
+    """Everything that one engine step brought forth, in one frame."""
+
+    pieces: list[Piece]
+    load: Load
+
+
+ToText = LoadModel | RenderChat | RenderText
+FromText = Hello | LoadFailed | Rendered | Refused
+ToWorker = LoadModel | Generate | Cancel
+FromWorker = Hello | LoadFailed | Accepted | Refused | Step
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(message: msgspec.Struct) -> bytes:
+    """Return the message as one frame, header included."""
+    body = _encoder.encode(message)
+    return FRAME_HEADER.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream back into frame bodies; feed it what the socket gave."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take received bytes and return the bodies that are complete now.
+
+        Raises ValueError when a header announces more than MAX_FRAME_BYTES: the peer is not speaking frames.
+        """
+        self._buffer += data
+        bodies: list[bytes] = []
+        start = 0
+        while len(self._buffer) - start >= FRAME_HEADER.size:
+            (length,) = FRAME_HEADER.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
+            end = start + FRAME_HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            bodies.append(bytes(self._buffer[start + FRAME_HEADER.size : end]))
+            start = end
+        del self._buffer[:start]
+        return bodies
