@@ -1,0 +1,58 @@
+# Pestle: the commands. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON3 ?= python3
+ACCEL   ?=
+MODEL   ?=
+TYPE    ?= q8_0
+OUT     ?=
+PORT    ?=
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+PESTLE  := $(VENV)/bin/pestle
+RUNTIME := $(VENV)/.runtime
+DEV     := $(VENV)/.dev
+
+.PHONY: help setup serve quantize test check oracle bench clean
+
+help: ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make the environment; ACCEL=cpu|cuda|metal (found when not given)
+	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
+
+$(RUNTIME): pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
+
+$(DEV): $(RUNTIME)
+	@PYTHON3="$(PYTHON3)" scripts/setup.sh dev
+
+serve: $(RUNTIME) ## chat with the default model, or MODEL=<folder or GGUF> TYPE=q8_0|q4_0|q4_k_m PORT=8080
+	@model="$(MODEL)"; if [ -z "$$model" ]; then model=$$($(PYTHON) scripts/rebuild_default_checkpoint.py); fi; \
+	  exec $(PESTLE) serve "$$model" --quantization $(TYPE) $(if $(PORT),--port $(PORT))
+
+quantize: $(RUNTIME) ## grind MODEL=<folder> into one GGUF: TYPE=q8_0|q4_0|q4_k_m|f16|bf16 OUT=<file>
+	@[ -n "$(MODEL)" ] || { echo "say which: make quantize MODEL=<folder of safetensors> [TYPE=q4_k_m] [OUT=model.gguf]" >&2; exit 2; }
+	@$(PESTLE) quantize "$(MODEL)" --type $(TYPE) $(if $(OUT),--out "$(OUT)")
+
+test: $(DEV) ## run the whole suite
+	@$(PYTHON) -m pytest
+
+check: $(DEV) ## formatting, lint, types and the floors of the house
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-cache
+
+oracle: $(DEV) ## compare every byte with upstream's converter and quantizer (own environment with torch)
+	@$(PYTHON) scripts/oracle.py
+
+bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
+	@$(PYTHON) scripts/bench_quantize.py
+	@$(PYTHON) scripts/bench_serving.py --peer
+
+clean: ## remove the environment and what the tools left
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find app quantize tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

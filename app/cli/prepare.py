@@ -1,0 +1,88 @@
+"""From what the user named to a GGUF on disk: quantized once, kept in the cache folder, found again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.errors import BadInputError, PestleError, StorageError, UsageError
+
+
+class QuantizeFailedError(PestleError):
+    """The quantizer's process ended with an error that it has shown already."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("the model could not be quantized: see the message above")
+        self.exit_code = exit_code  # type: ignore[misc]  # the child's own, shown by ours
+
+
+def prepare_model(named: str, quantization: str, cache: Path) -> Path:
+    """Return the GGUF to serve: the file itself, or the folder's quantization from the cache, made now if needed.
+
+    Raises UsageError when nothing is there, BadInputError for what is neither, StorageError for an unusable cache.
+    """
+    path = Path(named).expanduser()
+    if path.is_file():
+        return path.absolute()
+    if path.is_dir():
+        return _quantized(path.resolve(), quantization.lower(), cache)
+    raise UsageError(f"no model at {named!r}: give a GGUF file or a folder of safetensors", param="model_path")
+
+
+def _quantized(folder: Path, quantization: str, cache: Path) -> Path:
+    target = cache / "models" / _fingerprint(folder) / f"{folder.name}-{quantization.upper()}.gguf"
+    if target.is_file():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_suffix(".lock")):
+            if not target.is_file():
+                _run_quantizer(folder, quantization, target)
+    except OSError as error:
+        raise StorageError(
+            f"cannot keep the quantized model in {error.filename or cache}: {error.strerror}; "
+            "set LLM_CACHE_DIR to a folder that can be written"
+        ) from error
+    return target
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a name that changes when any file of the checkpoint does."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise BadInputError(f"{folder} has no .safetensors file: give a checkpoint's folder or a GGUF file")
+    digest = hashlib.sha256(str(folder).encode())
+    for file in [
+        *weights,
+        *sorted(folder.glob("*.json")),
+        *sorted(folder.glob("*.model")),
+        *sorted(folder.glob("*.jinja")),
+    ]:
+        status = file.stat()
+        digest.update(f"\n{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return f"{folder.name}-{digest.hexdigest()[:12]}"
+
+
+def _run_quantizer(folder: Path, quantization: str, target: Path) -> None:
+    print(f"Quantizing {folder.name} to {quantization} (once; kept in {target.parent})", file=sys.stderr, flush=True)
+    command = [sys.executable, "-P", "-m", "quantize", str(folder), "--type", quantization, "--out", str(target)]
+    finished = subprocess.run(command, check=False)  # noqa: S603 - our own module, arguments not through a shell
+    if finished.returncode:
+        raise QuantizeFailedError(finished.returncode if finished.returncode > 0 else 1)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an advisory lock; the file stays, because deleting a lock file lets two holders in."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
