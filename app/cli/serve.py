@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -59,9 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> ServeSettings:
     names = [field.name for field in msgspec.structs.fields(ServeSettings)]
     flags = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    if arguments.model is not None:
-        if flags.setdefault("model_path", arguments.model) != arguments.model:
-            raise UsageError("the model is given twice, as MODEL and as --model-path: give it once", param="model_path")
+    if arguments.model is not None and flags.setdefault("model_path", arguments.model) != arguments.model:
+        raise UsageError("the model is given twice, as MODEL and as --model-path: give it once", param="model_path")
     settings = resolve(flags, file=arguments.config).settings
     if not settings.model_path:
         raise UsageError(
