@@ -11,9 +11,10 @@ import dataclasses
 import math
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from app.errors import ModelFileError, StorageError
+from app.errors import StorageError
+from app.models.gguf_cursor import Cursor
 from app.models.gguf_types import FORMATS, TENSOR_TYPES, ValueType
 
 MAGIC = b"GGUF"
@@ -22,7 +23,7 @@ DEFAULT_ALIGNMENT = 32
 
 _MAX_KEY_BYTES = 1 << 16
 _MAX_STRING_BYTES = 1 << 26
-_MAX_ARRAY_ITEMS = 1 << 24
+_MAX_ARRAY_ITEMS = 1 << 22
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
 _MAX_NAME_BYTES = 63  # ggml keeps 64 with the terminating zero
@@ -30,7 +31,6 @@ _MAX_DIMENSIONS = 4
 _MAX_ALIGNMENT = 1 << 20
 _SMALLEST_KEY_BYTES = 8 + 1 + 4 + 1  # length, one letter, type, one byte of value
 _SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,67 +111,6 @@ class Header:
         return self.text("tokenizer.chat_template")
 
 
-class _Cursor:
-    """Reads forward through a file, checking each length against what is left of it."""
-
-    def __init__(self, file: BinaryIO, path: Path, file_size: int) -> None:
-        self._file = file
-        self.path = path
-        self.file_size = file_size
-        self._buffer = b""
-        self._start = 0  # where in the file the buffer begins
-        self._at = 0
-
-    @property
-    def position(self) -> int:
-        return self._start + self._at
-
-    @property
-    def left(self) -> int:
-        return self.file_size - self.position
-
-    def refuse(self, why: str) -> ModelFileError:
-        return ModelFileError(f"{self.path}: not a usable GGUF: {why}")
-
-    def need(self, count: int, what: str) -> int:
-        """Make sure that `count` bytes are buffered and return the index where they start; moves past them."""
-        if count > self.left:
-            raise self.refuse(f"truncated: {what} needs {count} bytes at {self.position}, {self.left} are left")
-        if self._at + count > len(self._buffer):
-            self._start += self._at
-            self._buffer = self._buffer[self._at :] + self._file.read(max(count, _CHUNK_BYTES))
-            self._at = 0
-            if len(self._buffer) < count:
-                raise self.refuse(f"truncated while being read, at {self.position}")
-        at = self._at
-        self._at += count
-        return at
-
-    def take(self, count: int, what: str) -> bytes:
-        at = self.need(count, what)
-        return self._buffer[at : at + count]
-
-    def number(self, fmt: str, what: str) -> Any:
-        at = self.need(struct.calcsize("<" + fmt), what)
-        return struct.unpack_from("<" + fmt, self._buffer, at)[0]
-
-    def skip(self, count: int, what: str) -> None:
-        if count > self.left:
-            raise self.refuse(f"truncated: {what} needs {count} bytes at {self.position}, {self.left} are left")
-        position = self.position + count
-        if position <= self._start + len(self._buffer):
-            self._at += count
-        else:
-            self._file.seek(position)
-            self._buffer, self._start, self._at = b"", position, 0
-
-    def string(self, what: str, limit: int) -> bytes:
-        length = self.number("Q", what)
-        if length > limit or length > self.left:
-            raise self.refuse(f"{what} claims {length} bytes, {min(limit, self.left)} are possible")
-        return self.take(length, what)
-
-
 def read_header(path: Path | str, *, largest_array: int | None = None) -> Header:
     """Read a GGUF file's header.
 
@@ -183,12 +122,12 @@ def read_header(path: Path | str, *, largest_array: int | None = None) -> Header
     try:
         file_size = path.stat().st_size
         with path.open("rb") as file:
-            return _read(_Cursor(file, path, file_size), largest_array)
+            return _read(Cursor(file, path, file_size), largest_array)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _read(cursor: _Cursor, largest_array: int | None) -> Header:
+def _read(cursor: Cursor, largest_array: int | None) -> Header:
     if cursor.file_size < 24 or cursor.take(4, "the magic") != MAGIC:
         raise cursor.refuse("it does not begin with GGUF" if cursor.file_size >= 4 else "it is too short")
     version = cursor.number("I", "the version")
@@ -222,14 +161,14 @@ def _read(cursor: _Cursor, largest_array: int | None) -> Header:
     return Header(cursor.path, version, metadata, types, tensors, alignment, data_offset, cursor.file_size)
 
 
-def _text(cursor: _Cursor, raw: bytes, what: str) -> str:
+def _text(cursor: Cursor, raw: bytes, what: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
         raise cursor.refuse(f"{what} is not UTF-8: {raw[:40]!r}") from None
 
 
-def _value_type(cursor: _Cursor, key: str) -> ValueType:
+def _value_type(cursor: Cursor, key: str) -> ValueType:
     number = cursor.number("I", f"the type of {key!r}")
     try:
         return ValueType(number)
@@ -237,7 +176,7 @@ def _value_type(cursor: _Cursor, key: str) -> ValueType:
         raise cursor.refuse(f"{key!r} has the unknown value type {number}") from None
 
 
-def _value(cursor: _Cursor, key: str, value_type: ValueType, largest_array: int | None) -> Any:
+def _value(cursor: Cursor, key: str, value_type: ValueType, largest_array: int | None) -> Any:
     if value_type is ValueType.STRING:
         return cursor.string(f"the value of {key!r}", _MAX_STRING_BYTES).decode(errors="surrogateescape")
     if value_type is ValueType.ARRAY:
@@ -247,7 +186,7 @@ def _value(cursor: _Cursor, key: str, value_type: ValueType, largest_array: int 
     return cursor.number(FORMATS[value_type], f"the value of {key!r}")
 
 
-def _array(cursor: _Cursor, key: str, largest_array: int | None) -> Any:
+def _array(cursor: Cursor, key: str, largest_array: int | None) -> Any:
     item_type = _value_type(cursor, key)
     length = cursor.number("Q", f"the length of {key!r}")
     if item_type is ValueType.ARRAY:
@@ -262,14 +201,11 @@ def _array(cursor: _Cursor, key: str, largest_array: int | None) -> Any:
             cursor.skip(length * item_bytes, what)
             return SkippedArray(item_type, length)
         return list(struct.unpack(f"<{length}{FORMATS[item_type]}", cursor.take(length * item_bytes, what)))
-    if wanted:
-        return [cursor.string(what, _MAX_STRING_BYTES).decode(errors="surrogateescape") for _ in range(length)]
-    for _ in range(length):
-        cursor.skip(cursor.number("Q", what), what)
-    return SkippedArray(item_type, length)
+    strings = cursor.strings(length, what, _MAX_STRING_BYTES, keep=wanted)
+    return strings if wanted else SkippedArray(item_type, length)
 
 
-def _tensors(cursor: _Cursor, count: int, alignment: int) -> list[TensorInfo]:
+def _tensors(cursor: Cursor, count: int, alignment: int) -> list[TensorInfo]:
     tensors: list[TensorInfo] = []
     names: set[str] = set()
     expected = 0  # ggml lays tensors out one after the other, and reads no other layout
@@ -292,7 +228,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> list[TensorInfo]:
     return tensors
 
 
-def _tensor_bytes(cursor: _Cursor, name: str, dims: tuple[int, ...], number: int) -> int:
+def _tensor_bytes(cursor: Cursor, name: str, dims: tuple[int, ...], number: int) -> int:
     if number not in TENSOR_TYPES:
         raise cursor.refuse(f"the tensor {name!r} has the unknown type {number}")
     type_name, block_weights, block_bytes = TENSOR_TYPES[number]
