@@ -1,0 +1,165 @@
+"""One running request: its sequences' pieces on the way to whoever reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from app.messages import Piece, TokenLogprob
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from app.errors import PestleError
+
+
+class Update(msgspec.Struct, frozen=True):
+    """What there is new of one choice; its piece may be several of the worker's, merged."""
+
+    index: int
+    piece: Piece
+
+
+class Owner(Protocol):
+    """What a generation needs of the pool that opened it."""
+
+    def finished(self, generation: Generation) -> None:
+        """Give the permits back and cancel what still runs; called exactly once."""
+
+
+class Generation:
+    """The stream of one request over all its choices. It holds the request's permits until it ends.
+
+    Iterate to get lists of updates as they come, or `collect()` to get each choice whole; then `aclose()`, always.
+    """
+
+    def __init__(self, owner: Owner, prompts: int, n: int) -> None:
+        self.prompt_tokens = 0  # over all prompts, each counted once
+        self.completion_tokens = 0  # drawn so far, over all choices
+        self.error: PestleError | None = None
+        self.delivered = False  # the reader has had something: nothing may be run again silently
+        self._owner = owner
+        self._buffers = [_ChoiceBuffer() for _ in range(prompts * n)]
+        self._cached = [0] * prompts
+        self._n = n
+        self._unfinished = prompts * n
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed = False
+
+    def push(self, index: int, piece: Piece) -> None:
+        """Take one piece of a choice from the worker; the reader is woken."""
+        buffer = self._buffers[index]
+        if buffer.completion_tokens == 0 and index % self._n == 0:
+            self._cached[index // self._n] = piece.cached_tokens
+        self.completion_tokens += piece.completion_tokens - buffer.completion_tokens
+        buffer.add(piece)
+        if piece.finish_reason is not None:
+            self._unfinished -= 1
+        self._wake()
+
+    def restart(self, index: int) -> None:
+        """Forget what an unfinished choice gave so far: a fresh worker begins it anew."""
+        buffer = self._buffers[index]
+        self.completion_tokens -= buffer.completion_tokens
+        self._buffers[index] = _ChoiceBuffer()
+
+    def fail(self, error: PestleError) -> None:
+        """End the stream with this error, after the pieces that are already here. The first error stays."""
+        if self.error is None and self._unfinished:
+            self.error = error
+            self._wake()
+
+    async def __aiter__(self) -> AsyncIterator[list[Update]]:
+        """Yield everything there is now, merged by choice, until every choice is finished.
+
+        Raises EngineCrashedError, EngineError or DrainingError in mid-stream.
+        """
+        while True:
+            updates = self._take()
+            if updates:
+                self.delivered = True
+                yield updates
+            elif self.error is not None:
+                raise self.error
+            elif self._unfinished == 0:
+                return
+            else:
+                await self._arrival()
+
+    async def collect(self) -> list[Piece]:
+        """Return each choice as one piece, whole, by index. For answers that don't stream.
+
+        Until this returns nothing counts as delivered, so that a worker's death is cured by running it again.
+        Raises the same errors as iterating.
+        """
+        while self._unfinished:
+            if self.error is not None:
+                raise self.error
+            await self._arrival()
+        self.delivered = True
+        return [update.piece for update in self._take()]
+
+    async def aclose(self) -> None:
+        """Cancel what still runs and give the permits back; may be called again."""
+        self.close()
+
+    def close(self) -> None:
+        """Do what `aclose` does; nothing of it waits."""
+        if not self._closed:
+            self._closed = True
+            self._owner.finished(self)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of `prompt_tokens`, those that were already in the KV cache."""
+        return sum(self._cached)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the permits are back."""
+        return self._closed
+
+    def _take(self) -> list[Update]:
+        return [Update(index, buffer.take()) for index, buffer in enumerate(self._buffers) if buffer.last is not None]
+
+    async def _arrival(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _ChoiceBuffer:
+    """Pieces of one choice that nobody has read yet."""
+
+    __slots__ = ("_logprobs", "_texts", "completion_tokens", "last")
+
+    def __init__(self) -> None:
+        self.completion_tokens = 0
+        self.last: Piece | None = None  # the newest unread piece
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Keep a piece behind those that are unread."""
+        self.completion_tokens = piece.completion_tokens
+        self._texts.append(piece.text)
+        if piece.logprobs is not None:
+            self._logprobs = piece.logprobs if self._logprobs is None else self._logprobs + piece.logprobs
+        self.last = piece
+
+    def take(self) -> Piece:
+        """Return the unread pieces as one; a lone piece is passed on untouched."""
+        last, texts, logprobs = self.last, self._texts, self._logprobs
+        assert last is not None  # noqa: S101 - the caller looked
+        self.last, self._texts, self._logprobs = None, [], None
+        if len(texts) == 1:
+            return last
+        return msgspec.structs.replace(last, text="".join(texts), logprobs=logprobs)

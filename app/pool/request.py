@@ -1,0 +1,69 @@
+"""What the server asks the pool for: pure data, already validated and normalised."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from app.messages import Sampling
+
+
+class PoolState(enum.StrEnum):
+    """What the pool can do for a request now."""
+
+    LOADING = "loading"  # the model is being loaded, or a worker that died is being replaced
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One served model, as `/v1/models` shows it. What only the loaded model knows is 0 or empty until then."""
+
+    id: str
+    created: int  # Unix seconds, constant: when the file was written
+    owned_by: str = "pestle"
+    context_length: int = 0  # tokens that prompt and answer may have together
+    slots: int = 0
+    architecture: str = ""
+    parameters: int = 0
+    description: str = ""
+    bytes: int = 0
+    ready: bool = False
+
+
+class ChatPrompt(msgspec.Struct, frozen=True):
+    """Messages for the model's own chat template."""
+
+    messages: list[dict[str, Any]]
+
+
+class TextPrompt(msgspec.Struct, frozen=True):
+    """Text to tokenize as it is; special tokens in it count as such, BOS is added when the model wants one."""
+
+    text: str
+
+
+class TokenPrompt(msgspec.Struct, frozen=True):
+    """Token ids, taken as they are."""
+
+    tokens: list[int]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`len(prompts) * n` sequences to generate; the index of a choice is `prompt_index * n + k`."""
+
+    prompts: list[Prompt]
+    n: int = 1
+    max_tokens: int | None  # None: what is left of the slot
+    sampling: Sampling
+    stop: list[str]
+    ignore_eos: bool
+    top_logprobs: int | None  # None: no logprobs; 0: the drawn token's only
+    request_id: str
+    max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name
