@@ -9,9 +9,11 @@ import collections
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ class LogTail:
 
     def __init__(self, lines: int = _KEPT_LINES) -> None:
         self._lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=lines)
+        self._captures: list[list[str]] = []
         self._lock = threading.Lock()
 
     def write(self, level: int, text: str) -> None:
         """Take a piece of log text at a ggml level (1 debug, 2 info, 3 warning, 4 error, 5 continuation)."""
         with self._lock:
+            for pieces in self._captures:
+                pieces.append(text)
             if level == _LEVEL_CONTINUATION and self._lines:
                 last_level, last = self._lines.pop()
                 self._lines.append((last_level, last + text))
@@ -45,6 +50,18 @@ class LogTail:
         with self._lock:
             self._lines.clear()
 
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[list[str]]:
+        """Collect all the text that is logged meanwhile, however long; the pieces joined are the log, word for word."""
+        pieces: list[str] = []
+        with self._lock:
+            self._captures.append(pieces)
+        try:
+            yield pieces
+        finally:
+            with self._lock:
+                self._captures = [kept for kept in self._captures if kept is not pieces]
+
 
 log_tail = LogTail()
 
@@ -57,13 +74,27 @@ def _preload_libstdcxx() -> None:
             ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
 
 
+def _bindings() -> Any:
+    # The package's own __init__ imports Jinja, multiprocessing and chat formats that nothing here uses: two thirds of
+    # the start-up of each process. The bindings need none of it, so they are imported under an empty package.
+    if "llama_cpp" in sys.modules:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None:
+        raise ModuleNotFoundError("llama-cpp-python is not installed", name="llama_cpp")
+    sys.modules["llama_cpp"] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        del sys.modules["llama_cpp"]  # who imports the package later gets the real one
+
+
 @functools.cache
 def load() -> Any:
     """Return the module `llama_cpp.llama_cpp` with its back ends initialised and its log captured in `log_tail`."""
     _preload_libstdcxx()
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    from llama_cpp import llama_cpp  # noqa: PLC0415 - loading the libraries is this function's work
-
+    llama_cpp = _bindings()
     llama_cpp.llama_log_set(_log_callback(llama_cpp), None)
     llama_cpp.llama_backend_init()
     return llama_cpp
