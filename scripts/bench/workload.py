@@ -33,7 +33,7 @@ Endpoint = Literal["chat", "completions"]
 Kind = Literal["distinct", "shared-prefix", "mixed"]
 PATHS: dict[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 SETUP_TIMEOUT_S = 120.0
-SIZING_COMMON_WORDS = (100, 300)
+SIZING_WORDS = (100, 300)
 
 
 @dataclass(frozen=True, slots=True)
