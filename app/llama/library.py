@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _KEPT_LINES = 200
+_LEVEL_WARNING = 3
 _LEVEL_CONTINUATION = 5  # GGML_LOG_LEVEL_CONT: goes on with the line before
 
 
@@ -44,6 +45,11 @@ class LogTail:
         """Return the kept lines of at least this level, oldest first."""
         with self._lock:
             return [text.rstrip("\n") for level, text in self._lines if level >= minimum_level and text.strip()]
+
+    def summary(self, count: int = 8) -> str:
+        """Return the last different lines that matter (warnings and errors, or any when there are none)."""
+        lines = self.lines(minimum_level=_LEVEL_WARNING) or self.lines()
+        return "\n".join(list(dict.fromkeys(line.strip() for line in lines))[-count:])
 
     def clear(self) -> None:
         """Forget everything, before a call whose own lines are wanted."""
@@ -111,10 +117,20 @@ def _log_callback(llama_cpp: Any) -> Any:
 @functools.cache
 def ggml_base() -> ctypes.CDLL:
     """Open libggml-base, the library that holds the quantization kernels, beside the libllama that is in use."""
+    return _open_beside_llama("ggml-base")
+
+
+@functools.cache
+def ggml() -> ctypes.CDLL:
+    """Open libggml, the library that knows the devices, beside the libllama that is in use."""
+    return _open_beside_llama("ggml")
+
+
+def _open_beside_llama(name: str) -> ctypes.CDLL:
     llama_cpp = load()
     folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
-    pattern = {"darwin": "libggml-base*.dylib", "win32": "*ggml-base*.dll"}.get(sys.platform, "libggml-base.so*")
-    found = sorted(folder.glob(pattern))
+    pattern = {"darwin": f"lib{name}*.dylib", "win32": f"*{name}.dll"}.get(sys.platform, f"lib{name}.so*")
+    found = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
     if not found:
         raise OSError(f"no {pattern} in {folder}: llama-cpp-python is not installed as Pestle expects")
     return ctypes.CDLL(str(found[0]))

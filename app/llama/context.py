@@ -1,0 +1,98 @@
+"""A model's working state: KV cache, compute buffers and threads, and the decode call."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.errors import DecodeError, ModelLoadError, NoKvSlotError
+from app.llama.batch import Batch
+from app.llama.handle import Handle
+from app.llama.library import load, log_tail
+from app.llama.memory import Memory
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from app.llama.model import Model
+
+_MAX_UBATCH = 512  # tokens in one graph; more needs more compute buffer and is not faster
+_FLASH_ATTENTION_AUTO = -1
+_NO_KV_SLOT = 1
+_EXPLANATIONS = {
+    2: "the computation was aborted",
+    -1: "the batch is not valid",
+    -2: "memory for the computation could not be allocated",
+    -3: "the computation failed on the device",
+}
+
+
+class Context(Handle):
+    """A context whose KV cache is partitioned: each of `slots` sequences owns `context_length` positions."""
+
+    def __init__(self, model: Model, *, slots: int, context_length: int, batch_size: int, threads: int) -> None:
+        """Allocate KV cache and compute buffers. Raises ModelLoadError when llama.cpp can't."""
+        self._llama = load()
+        parameters = self._llama.llama_context_default_params()
+        parameters.n_ctx = slots * math.ceil(context_length / 256) * 256  # llama.cpp pads a sequence's share so
+        parameters.n_seq_max = slots
+        parameters.n_batch = batch_size
+        parameters.n_ubatch = min(batch_size, _MAX_UBATCH)
+        parameters.n_outputs_max = slots  # one row of logits a sequence; the default reserves one a token
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.flash_attn_type = _FLASH_ATTENTION_AUTO
+        parameters.kv_unified = False
+        parameters.swa_full = False
+        parameters.offload_kqv = parameters.op_offload = bool(model.gpus)
+        parameters.no_perf = True
+        log_tail.clear()
+        pointer = self._llama.llama_init_from_model(model.pointer, parameters)
+        if not pointer:
+            raise ModelLoadError(
+                f"llama.cpp cannot create a context of {slots} slots with {context_length} tokens each:\n"
+                f"{log_tail.summary()}\nfewer slots or a smaller context need less memory"
+            )
+        super().__init__(pointer)
+        self.slots = slots
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.memory = Memory(self._llama.llama_get_memory(pointer))
+        self._vocabulary_size = model.vocabulary.size
+        self.last_code = 0  # what llama_decode returned last
+        self._logits_address = 0
+        self._logits: npt.NDArray[np.float32] = np.empty((0, self._vocabulary_size), np.float32)
+
+    def decode(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Compute the batch; return its logits, shape (batch.rows, vocabulary), float32.
+
+        The array is llama.cpp's own buffer: it may be written to, and is valid until the next decode. Raises
+        NoKvSlotError (nothing has changed) or DecodeError (ask `memory.length` what is left of the sequences).
+        """
+        if len(batch) > self.batch_size or batch.rows > self.slots:
+            raise DecodeError(
+                f"a batch of {len(batch)} tokens with {batch.rows} rows of logits is over the context's limits "
+                f"({self.batch_size}, {self.slots})"
+            )
+        code = self.last_code = self._llama.llama_decode(self.pointer, batch.structure)
+        if code == 0:
+            return self._view_logits(batch.rows)
+        if code == _NO_KV_SLOT:
+            raise NoKvSlotError("the KV cache has no room for this batch (llama_decode returned 1)")
+        explanation = _EXPLANATIONS.get(code, "an unknown failure")
+        raise DecodeError(f"llama_decode returned {code}: {explanation}\n{log_tail.summary()}".rstrip())
+
+    def _view_logits(self, rows: int) -> npt.NDArray[np.float32]:
+        if rows == 0:
+            return self._logits[:0]
+        pointer: Any = self._llama.llama_get_logits(self.pointer)
+        address = ctypes.addressof(pointer.contents)
+        if address != self._logits_address:  # llama.cpp may have moved its buffer, which has a row for each slot
+            self._logits = np.ctypeslib.as_array(pointer, shape=(self.slots, self._vocabulary_size))
+            self._logits_address = address
+        return self._logits[:rows]
+
+    def _free(self, pointer: Any) -> None:
+        self._llama.llama_free(pointer)
