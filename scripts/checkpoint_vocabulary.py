@@ -1,0 +1,208 @@
+"""Rebuild a checkpoint's tokenizer files from the vocabulary that a GGUF carries.
+
+Byte-level BPE vocabularies become `tokenizer.json`; SentencePiece vocabularies become `tokenizer.model`. The files are
+what the original checkpoints have, as far as the GGUF still tells: same tokens, merges, scores and kinds of token.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from checkpoint_writer import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
+SPECIAL_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+LLAMA3_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A GGUF's vocabulary: `model` is gpt2 (byte-level BPE) or llama (SentencePiece); `special` maps roles to ids."""
+
+    model: str
+    pre: str
+    tokens: Sequence[str]
+    types: Sequence[int]
+    merges: Sequence[str]
+    scores: Sequence[float]
+    special: Mapping[str, int]
+    add_bos: bool
+    chat_template: str | None
+
+    @classmethod
+    def from_gguf(cls, values: Mapping[str, Any]) -> Vocabulary:
+        """Take it from a GGUF's key-value pairs."""
+        special = {
+            role: int(values[key])
+            for role, key in ((r, f"tokenizer.ggml.{n}_token_id") for r, n in SPECIAL_ROLES.items())
+            if key in values
+        }
+        model = values["tokenizer.ggml.model"]
+        return cls(
+            model=model,
+            pre=values.get("tokenizer.ggml.pre", "default"),
+            tokens=values["tokenizer.ggml.tokens"],
+            types=[int(kind) for kind in values["tokenizer.ggml.token_type"]],
+            merges=values.get("tokenizer.ggml.merges", []),
+            scores=[float(score) for score in values.get("tokenizer.ggml.scores", [])],
+            special=special,
+            add_bos=bool(
+                values.get("tokenizer.ggml.add_bos_token", model == "llama" or "llama" in values["tokenizer.ggml.pre"])
+            ),
+            chat_template=values.get("tokenizer.chat_template"),
+        )
+
+    def truncated(self, size: int) -> Vocabulary:
+        """Keep the first `size` ordinary tokens, all special ones, and the merges that still make sense.
+
+        Byte-level BPE only, where a token's number follows from its merge's rank, so that a prefix is closed.
+        """
+        keep = [i for i, kind in enumerate(self.types) if i < size or kind != NORMAL]
+        tokens = [self.tokens[i] for i in keep]
+        known = set(tokens)
+        merges = [m for m in self.merges if set(m.split(" ")) <= known and m.replace(" ", "") in known]
+        special = {role: keep.index(token) for role, token in self.special.items()}
+        types = [self.types[i] for i in keep]
+        return Vocabulary(self.model, self.pre, tokens, types, merges, [], special, self.add_bos, self.chat_template)
+
+
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, context_length: int) -> None:
+    """Write tokenizer.json or tokenizer.model, tokenizer_config.json and special_tokens_map.json."""
+    if vocabulary.model == "llama":
+        (folder / "tokenizer.model").write_bytes(_sentencepiece_model(vocabulary))
+    else:
+        write_json(folder / "tokenizer.json", _byte_level_bpe(vocabulary))
+    special = {role: vocabulary.tokens[token] for role, token in vocabulary.special.items()}
+    write_json(folder / "special_tokens_map.json", {role: _added_token(text) for role, text in special.items()})
+    config: dict[str, Any] = {
+        "added_tokens_decoder": {
+            str(i): {**_added_token(vocabulary.tokens[i]), "special": kind != USER_DEFINED}
+            for i, kind in enumerate(vocabulary.types)
+            if kind in {UNKNOWN, CONTROL, USER_DEFINED}
+        },
+        "clean_up_tokenization_spaces": False,
+        **special,
+        "model_max_length": context_length,
+        **_class_settings(vocabulary),
+    }
+    if vocabulary.chat_template is not None:
+        config["chat_template"] = vocabulary.chat_template
+    write_json(folder / "tokenizer_config.json", dict(sorted(config.items())))
+
+
+def _class_settings(vocabulary: Vocabulary) -> dict[str, Any]:
+    if vocabulary.model == "llama":
+        return {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_bos_token": vocabulary.add_bos,
+            "add_eos_token": False,
+            "legacy": False,
+            "sp_model_kwargs": {},
+        }
+    if vocabulary.pre == "smollm":
+        return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "vocab_size": len(vocabulary.tokens)}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+
+
+def _added_token(content: str) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+
+
+def _byte_level_bpe(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Build tokenizer.json. Llama 3 keeps special tokens out of the model's vocabulary, SmolLM keeps them in."""
+    llama3 = vocabulary.pre == "llama-bpe"
+    added = [i for i, kind in enumerate(vocabulary.types) if kind in {UNKNOWN, CONTROL, USER_DEFINED}]
+    outside = set(added) if llama3 else set()
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": not llama3}
+    split = (
+        {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False}
+        if llama3
+        else {"type": "Digits", "individual_digits": True}
+    )
+    if vocabulary.pre not in {"llama-bpe", "smollm"}:
+        raise ValueError(f"pre-tokenizer {vocabulary.pre!r} is not known here: only llama-bpe and smollm")
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, **_added_token(vocabulary.tokens[i]), "special": vocabulary.types[i] != USER_DEFINED}
+            for i in added
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": _bos_template(vocabulary) if llama3 else None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": llama3,
+            "vocab": {token: i for i, token in enumerate(vocabulary.tokens) if i not in outside},
+            "merges": list(vocabulary.merges),
+        },
+    }
+
+
+def _bos_template(vocabulary: Vocabulary) -> dict[str, Any]:
+    bos = vocabulary.tokens[vocabulary.special["bos_token"]]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            {"SpecialToken": {"id": bos, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": bos, "type_id": 1}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
+        "special_tokens": {bos: {"id": bos, "ids": [vocabulary.special["bos_token"]], "tokens": [bos]}},
+    }
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    return {"type": "Sequence", "processors": [byte_level, template]}
+
+
+def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
+    """Encode a ModelProto (field numbers of sentencepiece_model.proto), as Llama 2's tokenizer.model is one."""
+    pieces = b"".join(
+        _field(1, _field(1, text.encode()) + _float(2, score) + (_number(3, kind) if kind != NORMAL else b""))
+        for text, score, kind in zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True)
+    )
+    bpe = 2
+    trainer = _number(3, bpe) + _number(4, len(vocabulary.tokens)) + _number(25, 1) + _number(35, 1)
+    normalizer = _field(1, b"identity") + _number(3, 1) + _number(4, 0)  # a dummy prefix, and spaces are kept
+    return pieces + _field(2, trainer) + _field(3, normalizer)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _float(field: int, value: float) -> bytes:
+    return _varint(field << 3 | 5) + struct.pack("<f", value)
+
+
+def _field(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
