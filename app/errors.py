@@ -23,7 +23,8 @@ Every error says what was wrong, names the field or the file at fault, and says 
     │   ├── RouteNotFoundError      404 route_not_found
     │   ├── MethodNotAllowedError   405 method_not_allowed
     │   ├── BodyTooLargeError       413 body_too_large
-    │   └── BodyTimeoutError        408 body_timeout
+    │   ├── BodyTimeoutError        408 body_timeout
+    │   └── ContentTypeError        415 content_type
     ├── QueueFullError              429 rate_limit_error  queue_full            with Retry-After
     ├── UnavailableError            503 server_error      with Retry-After
     │   ├── LoadingError                model_loading
@@ -175,6 +176,13 @@ class BodyTimeoutError(RequestError):
 
     status = 408
     code = "body_timeout"
+
+
+class ContentTypeError(RequestError):
+    """The body is not announced as JSON."""
+
+    status = 415
+    code = "content_type"
 
 
 class QueueFullError(PestleError):
