@@ -12,6 +12,7 @@ import msgspec
 from app.cli.prepare import prepare_model
 from app.config import ServeSettings, add_flags, cache_folder, resolve
 from app.errors import UsageError
+from app.models.gguf import read_header
 from app.observability import logging
 from app.observability.metrics import Metrics
 from app.pool.pool import Pool
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     logging.configure(settings.log_format, settings.log_level)
     model_file = prepare_model(settings.model_path, settings.quantization, cache_folder(settings))
+    read_header(model_file, largest_array=0)  # truncated or hostile files end here, before any library sees them
     model_id = model_file.stem
     metrics = Metrics(model_id)
     pool = Pool(settings, model_file, model_id, metrics)
