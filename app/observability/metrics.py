@@ -46,7 +46,7 @@ _COUNTERS = {
     "prefix_cache_queries_total": "Prompt tokens looked up in the prefix cache.",
     "prefix_cache_hits_total": "Prompt tokens found there.",
     "num_preemptions_total": "Sequences put back because the KV cache was full.",
-    "prompt_tokens_total": "Prompt tokens of finished requests' sequences.",
+    "prompt_tokens_total": "Prompt tokens of requests that fit; each prompt once.",
     "generation_tokens_total": "Tokens drawn.",
     "worker_restarts_total": "Workers started in place of one that died.",
 }
@@ -57,7 +57,7 @@ class Metrics:
     """All metrics of the API process, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a `_created` series beside each counter would only double the page
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a `_created` series beside each counter would only double the page
         self.registry = CollectorRegistry()
         self._histograms = {
             name: Histogram(f"pestle_{name}", text, _LABELS, buckets=buckets, registry=self.registry)

@@ -45,6 +45,7 @@ class Generation:
         self._cached = [0] * prompts
         self._n = n
         self._unfinished = prompts * n
+        self._unaccepted = prompts * n
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -52,12 +53,24 @@ class Generation:
         """Take one piece of a choice from the worker; the reader is woken."""
         buffer = self._buffers[index]
         if buffer.completion_tokens == 0 and index % self._n == 0:
-            self._cached[index // self._n] = piece.cached_tokens
+            self._cached[index // self._n] = piece.cached_tokens  # of the others it says what the first computed
         self.completion_tokens += piece.completion_tokens - buffer.completion_tokens
         buffer.add(piece)
         if piece.finish_reason is not None:
             self._unfinished -= 1
         self._wake()
+
+    def accept(self) -> None:
+        """Take notice that the worker has one more of the choices in its queue."""
+        self._unaccepted -= 1
+        self._wake()
+
+    async def accepted(self) -> None:
+        """Wait until the worker has all choices in its queue. Raises what `fail` was told."""
+        while self._unaccepted:
+            if self.error is not None:
+                raise self.error
+            await self._arrival()
 
     def restart(self, index: int) -> None:
         """Forget what an unfinished choice gave so far: a fresh worker begins it anew."""

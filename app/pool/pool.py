@@ -1,0 +1,308 @@
+"""The model that is served: its two children, and the way of a request from its admission to its stream."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from app.errors import DrainingError, LoadingError, ModelFailedError, ModelNotFoundError, PestleError
+from app.messages import FromText, FromWorker, Generate, Hello, LoadModel, RenderChat, RenderText
+from app.observability.logging import get_logger
+from app.pool.admission import Admission
+from app.pool.child import python_module
+from app.pool.context_check import answer_tokens, check_ids, token_prompt
+from app.pool.generation import Generation
+from app.pool.request import ChatPrompt, GenerationRequest, ModelInfo, PoolState, Prompt, TextPrompt
+from app.pool.supervisor import Breaker, Supervisor
+from app.pool.text_client import TextClient
+from app.pool.worker_client import Sequence, WorkerClient
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as AbstractSequence
+    from pathlib import Path
+
+    from app.config import ServeSettings
+    from app.observability.metrics import Metrics
+
+log = get_logger(__name__)
+
+_RETRY_AFTER_LOADING_SECONDS = 2.0
+_BYTES_PER_TOKEN = 4
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Times and counts that guard the children."""
+
+    text_deadline: float = 10.0  # seconds that one prompt may take to render and tokenize
+    restart_wait: float = 30.0  # seconds that sequences of a dead worker wait for the next one
+    breaker: Breaker = Breaker()
+
+
+class Pool:
+    """One model, a text child and a worker. Everything but `spawn` runs on one event loop.
+
+    A request goes: permits → text child → does it fit → worker → `Generation`, which gives the permits back.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        model_file: Path,
+        model_id: str,
+        metrics: Metrics,
+        *,
+        limits: Limits | None = None,
+        commands: tuple[AbstractSequence[str], AbstractSequence[str]] | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        text_command, worker_command = commands or (python_module("app.text"), python_module("app.worker"))
+        self.failure: str | None = None
+        self._info = ModelInfo(id=model_id, created=int(model_file.stat().st_mtime))
+        self._metrics = metrics.model(model_id)
+        self._all_metrics = metrics
+        self._admission = Admission(settings.parallel, settings.queue)
+        self._load = _load_model(settings, model_file)
+        self._text = TextClient(limits.text_deadline)
+        self._worker = WorkerClient(self._metrics, self._admission.pace, limits.restart_wait)
+        self._text_child = self._supervise("text child", text_command, FromText, self._text, limits.breaker)
+        self._worker_child = self._supervise("worker", worker_command, FromWorker, self._worker, limits.breaker)
+        self._text.supervisor = self._text_child
+        self._worker.supervisor = self._worker_child
+        self._vocabulary_size = 0
+        self._draining = False
+        self._drained = False
+        self._request_numbers = itertools.count(1)
+        self._generations: set[Generation] = set()
+        self._permits: dict[Generation, int] = {}
+        self._empty = asyncio.Event()
+
+    # ---- life ----
+
+    def spawn(self) -> None:
+        """Start both children; they load while the caller goes on importing. Needs no event loop."""
+        self._worker_child.spawn()
+        self._text_child.spawn()
+
+    async def start(self) -> None:
+        """Attach the children to the running event loop and supervise them; returns before they have loaded."""
+        self._text_child.start()
+        self._worker_child.start()
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what is late gets an error, not a cancellation
+        """Take no new request, let the running ones finish for `timeout` seconds, then fail the rest."""
+        self._draining = True
+        if self._generations:
+            self._empty.clear()
+            log.info("draining", extra={"requests": len(self._generations), "timeout": timeout})
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout)
+            except TimeoutError:
+                log.warning("the drain ran out of time", extra={"requests": len(self._generations)})
+        self._drained = True
+        self._fail_all(self._draining_error())
+
+    async def close(self) -> None:
+        """End both children, within two seconds; what still runs fails."""
+        self._draining = self._drained = True
+        self._fail_all(self._draining_error())
+        await asyncio.gather(self._text_child.close(), self._worker_child.close())
+
+    # ---- what there is ----
+
+    @property
+    def state(self) -> PoolState:
+        """What the pool can do for a request now."""
+        if self.failure is not None:
+            return PoolState.FAILED
+        if self._draining:
+            return PoolState.DRAINING
+        ready = self._info.ready and self._worker_child.hello is not None  # a text child's restart is not seen outside
+        return PoolState.READY if ready else PoolState.LOADING
+
+    def model(self, model_id: str) -> ModelInfo:
+        """Return what is known of a model. Raises ModelNotFoundError that names the one there is."""
+        if model_id != self._info.id:
+            raise ModelNotFoundError(
+                f"the model {model_id!r} does not exist here; this server has {self._info.id!r}", param="model"
+            )
+        return msgspec.structs.replace(self._info, ready=self.state is PoolState.READY)
+
+    def models(self) -> list[ModelInfo]:
+        """Return all models."""
+        return [self.model(self._info.id)]
+
+    @property
+    def child_pids(self) -> dict[str, int | None]:
+        """Process ids of the children that run now."""
+        return {"text": self._text_child.pid, "worker": self._worker_child.pid}
+
+    # ---- what its parts tell it ----
+
+    def child_ready(self, hello: Hello) -> None:
+        """Take what a fresh child knows; both together are the model's description."""
+        text, worker = self._text_child.hello, self._worker_child.hello
+        if hello.child == "worker":
+            if self._worker_child.restarts:
+                self._metrics.worker_restarts.inc()
+            self._all_metrics.set_build(_version(), hello.library_build, hello.device)
+        log.info("%s ready", hello.child, extra={"child_pid": hello.pid, "load_seconds": round(hello.load_seconds, 3)})
+        if text is None or worker is None:
+            return
+        self._vocabulary_size = worker.vocabulary_size
+        self._info = msgspec.structs.replace(
+            self._info,
+            context_length=worker.context_length,
+            slots=worker.slots,
+            architecture=worker.architecture,
+            parameters=worker.parameters,
+            description=worker.description,
+            bytes=worker.model_bytes,
+            ready=True,
+        )
+
+    def child_failed(self, reason: str) -> None:
+        """Mark the model failed, with the reason; what runs and waits gets an error."""
+        if self.failure is None:
+            self.failure = reason
+            self._fail_all(self._failed_error())
+
+    def finished(self, generation: Generation) -> None:
+        """Give a generation's permits back and cancel what still runs of it."""
+        for _ in range(self._worker.drop(generation)):
+            if generation.error is None:
+                self._metrics.success("cancelled")
+        self._admission.give_back(self._permits.pop(generation))
+        self._generations.discard(generation)
+        if not self._generations:
+            self._empty.set()
+
+    # ---- one request ----
+
+    async def open(self, request: GenerationRequest) -> Generation:
+        """Admit a request, make tokens of its prompts, check that they fit, and have the worker accept it.
+
+        Everything that can fail before the HTTP status fails here. Raises LoadingError, DrainingError,
+        ModelFailedError, QueueFullError, RequestError and its kin, EngineCrashedError. Cancelling it at any point
+        leaves nothing behind.
+        """
+        try:
+            self._check_state()
+            permits = len(request.prompts) * request.n
+            self._admission.take(permits)
+        except PestleError as error:
+            self._count_failure(error)
+            raise
+        generation = Generation(self, len(request.prompts), request.n)
+        self._permits[generation] = permits
+        self._generations.add(generation)
+        try:
+            await self._begin(generation, request)
+        except BaseException as error:
+            if isinstance(error, PestleError) and generation.error is None:
+                self._count_failure(error)
+            generation.close()
+            raise
+        return generation
+
+    async def _begin(self, generation: Generation, request: GenerationRequest) -> None:
+        admitted = time.monotonic()
+        check_ids(list(request.sampling.logit_bias), self._vocabulary_size, "logit_bias")
+        context_length = self._info.context_length
+        prompts = [await self._tokens(prompt) for prompt in request.prompts]
+        budgets = [
+            answer_tokens(prompt, tokens, context_length, request)
+            for prompt, tokens in zip(request.prompts, prompts, strict=True)
+        ]
+        if self._drained:
+            raise self._draining_error()
+        generation.prompt_tokens = sum(map(len, prompts)) // _BYTES_PER_TOKEN
+        self._metrics.prompt_tokens.inc(generation.prompt_tokens)
+        choices = itertools.product(zip(prompts, budgets, strict=True), range(request.n))
+        for index, ((tokens, budget), k) in enumerate(choices):
+            message = self._generate(request, tokens, budget, k)
+            self._worker.start(Sequence(generation, index, message, admitted))
+        await generation.accepted()
+
+    async def _tokens(self, prompt: Prompt) -> bytes:
+        number = next(self._request_numbers)
+        if isinstance(prompt, ChatPrompt):
+            return await self._text.render(RenderChat(number, prompt.messages))
+        if isinstance(prompt, TextPrompt):
+            return await self._text.render(RenderText(number, prompt.text))
+        return token_prompt(prompt.tokens, self._vocabulary_size)
+
+    def _generate(self, request: GenerationRequest, tokens: bytes, budget: int, k: int) -> Generate:
+        sampling = request.sampling
+        if sampling.seed is not None and k:
+            sampling = msgspec.structs.replace(sampling, seed=sampling.seed + k)
+        return Generate(
+            request=next(self._request_numbers),
+            prompt=tokens,
+            max_tokens=budget,
+            sampling=sampling,
+            stop=request.stop,
+            ignore_eos=request.ignore_eos,
+            top_logprobs=request.top_logprobs,
+            request_id=request.request_id,
+        )
+
+    # ---- inside ----
+
+    def _check_state(self) -> None:
+        state = self.state
+        if state is PoolState.FAILED:
+            raise self._failed_error()
+        if state is PoolState.DRAINING:
+            raise self._draining_error()
+        if state is PoolState.LOADING:
+            raise LoadingError(
+                f"the model {self._info.id!r} is being loaded; try again in a moment",
+                retry_after=_RETRY_AFTER_LOADING_SECONDS,
+            )
+
+    def _failed_error(self) -> ModelFailedError:
+        return ModelFailedError(f"the model {self._info.id!r} has failed and is not served; the server's log says why")
+
+    def _draining_error(self) -> DrainingError:
+        return DrainingError(
+            "the server is shutting down and takes no new work", retry_after=_RETRY_AFTER_LOADING_SECONDS
+        )
+
+    def _count_failure(self, error: PestleError) -> None:
+        self._metrics.failure(error.code or error.type)
+
+    def _fail_all(self, error: PestleError) -> None:
+        self._text.fail_all(error)
+        self._worker.fail_all(error)
+
+    def _supervise(
+        self,
+        name: str,
+        command: AbstractSequence[str],
+        messages: Any,
+        client: TextClient | WorkerClient,
+        breaker: Breaker,
+    ) -> Supervisor:
+        return Supervisor(name, command, self._load, msgspec.msgpack.Decoder(messages), client, self, breaker)
+
+
+def _load_model(settings: ServeSettings, model_file: Path) -> LoadModel:
+    return LoadModel(
+        path=str(model_file.absolute()),
+        slots=settings.parallel,
+        context_length=settings.ctx_size,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        gpu_layers=settings.gpu_layers,
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415 - once a worker
+
+    return version("pestle")

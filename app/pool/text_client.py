@@ -1,0 +1,139 @@
+"""Prompts on their way through the text child: in order, each with a deadline, the culprit of a death refused."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+from app.errors import PestleError, PromptRefusedError
+from app.messages import Hello, RenderChat, Rendered, RenderText
+from app.observability.logging import get_logger
+from app.pool.refusal import refusal_error
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from app.messages import Refused
+
+log = get_logger(__name__)
+
+_WINDOW = 4  # prompts in the child's hands: enough that it never waits for the next
+
+
+class Sender(Protocol):
+    """What a client needs of its supervisor."""
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send a frame to the child that runs now."""
+
+    def kill(self) -> None:
+        """Kill the child that runs now."""
+
+
+class _Pending:
+    __slots__ = ("future", "message", "param")
+
+    def __init__(self, message: RenderChat | RenderText, future: asyncio.Future[bytes]) -> None:
+        self.message = message
+        self.param = "messages" if isinstance(message, RenderChat) else "prompt"
+        self.future = future
+
+
+class TextClient:
+    """Sends prompts to the text child and hands back their tokens.
+
+    The child works in order, so the oldest unanswered prompt is the one it is at: when the child dies, or when the
+    deadline passes (then it is killed), that prompt is refused, and the others are sent to the next child.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.supervisor: Sender | None = None
+        self._deadline = deadline  # seconds that one prompt may take
+        self._sent: dict[int, _Pending] = {}  # in the order of sending: the child is at the first
+        self._unsent: dict[int, _Pending] = {}
+        self._up = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._overdue = False
+
+    @property
+    def waiting(self) -> int:
+        """Prompts without an answer."""
+        return len(self._sent) + len(self._unsent)
+
+    async def render(self, message: RenderChat | RenderText) -> bytes:
+        """Return the prompt's token ids, int32 little-endian.
+
+        Raises TemplateRefusedError, PromptRefusedError, and what `fail_all` was told.
+        """
+        pending = _Pending(message, asyncio.get_running_loop().create_future())
+        self._unsent[message.request] = pending
+        self._pump()
+        try:
+            return await pending.future
+        finally:
+            self._unsent.pop(message.request, None)  # what was sent stays: it may still be the culprit of a death
+
+    def fail_all(self, error: PestleError) -> None:
+        """Answer every waiting prompt with this error."""
+        for pending in (*self._sent.values(), *self._unsent.values()):
+            if not pending.future.done():
+                pending.future.set_exception(error)
+
+    def on_ready(self, hello: Hello) -> None:  # noqa: ARG002 - the pool reads it
+        """Send what waits to the fresh child."""
+        self._up = True
+        self._pump()
+
+    def on_message(self, message: Any) -> None:
+        """Take an answer."""
+        answer: Rendered | Refused = message
+        pending = self._sent.pop(answer.request, None)
+        self._arm()
+        self._pump()
+        if pending is None or pending.future.done():
+            return
+        if isinstance(answer, Rendered):
+            pending.future.set_result(answer.tokens)
+        else:
+            pending.future.set_exception(refusal_error(answer))
+
+    def on_down(self, reason: str) -> bool:
+        """Refuse the prompt that the dead child was at, keep the others; return whether there was one."""
+        self._up = False
+        overdue, self._overdue = self._overdue, False
+        sent, self._sent = self._sent, {}
+        self._arm()
+        if not sent:
+            return False
+        culprit = sent.pop(next(iter(sent)))
+        self._unsent = {key: pending for key, pending in sent.items() if not pending.future.done()} | self._unsent
+        cause = f"takes longer than {self._deadline:g} s" if overdue else "ends the process that does it"
+        log.warning("a prompt was refused", extra={"cause": cause, "reason": reason})
+        if not culprit.future.done():
+            culprit.future.set_exception(
+                PromptRefusedError(f"rendering or tokenizing this prompt {cause}; change it", param=culprit.param)
+            )
+        return True
+
+    def _pump(self) -> None:
+        """Send what waits, as far as the window goes: a prompt whose client leaves before that costs nothing."""
+        assert self.supervisor is not None  # noqa: S101 - the pool wires it before anything runs
+        while self._up and self._unsent and len(self._sent) < _WINDOW:
+            request = next(iter(self._unsent))
+            pending = self._sent[request] = self._unsent.pop(request)
+            self.supervisor.send(pending.message)
+            if len(self._sent) == 1:
+                self._arm()
+
+    def _arm(self) -> None:
+        """Start the clock of the prompt that the child is at now, if there is one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._up and self._sent:
+            self._timer = asyncio.get_running_loop().call_later(self._deadline, self._kill_overdue)
+
+    def _kill_overdue(self) -> None:
+        assert self.supervisor is not None  # noqa: S101 - see _pump
+        self._overdue = True
+        self.supervisor.kill()

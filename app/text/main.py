@@ -1,0 +1,136 @@
+"""The text child: one model's chat template and tokenizer, without its weights, under limits of its own.
+
+A thread with a very large stack does the work, one request at a time, in order; the main thread only reads the socket,
+so that the end of the parent is noticed in the middle of a template that never ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from app.errors import ModelLoadError, PestleError, PromptRefusedError
+from app.llama.library import build_name
+from app.llama.model import VocabularyModel
+from app.messages import FrameReader, Hello, LoadFailed, LoadModel, Refused, RenderChat, Rendered, ToText, encode_frame
+from app.text.template import ChatTemplate
+from app.text.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# std::regex recurses once a character: on a usual 8 MiB stack 26,000 letters in a row end the process. Virtual memory:
+# only what is touched costs.
+_STACK_BYTES = 1024 * 1024 * 1024
+_MEMORY_HEADROOM_BYTES = 1024 * 1024 * 1024  # over what is mapped once the vocabulary is loaded
+_RECEIVE_BYTES = 262144
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the socket whose file descriptor is the only argument, until the parent closes it."""
+    link = socket.socket(fileno=int(arguments[1]))
+    _end_with_parent()
+    requests = _requests(link)
+    first = next(requests, None)
+    if not isinstance(first, LoadModel):
+        return 1
+    pending: queue.SimpleQueue[ToText] = queue.SimpleQueue()
+    threading.stack_size(_STACK_BYTES)
+    worker = threading.Thread(target=_serve, args=(link, first, pending), daemon=True)
+    worker.start()
+    for request in requests:
+        pending.put(request)
+    os._exit(0)  # the parent has gone; a template may still be looping
+
+
+def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToText]) -> None:
+    started = time.monotonic()
+    try:
+        model = VocabularyModel(Path(load.path))
+    except ModelLoadError as error:
+        link.sendall(encode_frame(LoadFailed(error.message)))
+        os._exit(1)
+    tokenizer = Tokenizer(model)
+    template = ChatTemplate(model.chat_template, model.name or Path(load.path).stem, tokenizer.special_tokens())
+    _limit_memory()
+    hello = Hello(
+        child="text",
+        pid=os.getpid(),
+        vocabulary_size=model.vocabulary.size,
+        context_length=model.trained_context,
+        model_name=model.name,
+        architecture=model.architecture,
+        has_chat_template=template.refusal is None,
+        library_build=build_name(),
+        load_seconds=time.monotonic() - started,
+    )
+    link.sendall(encode_frame(hello))
+    while True:
+        request = pending.get()
+        if not isinstance(request, LoadModel):
+            link.sendall(encode_frame(_answer(request, template, tokenizer)))
+
+
+def _answer(request: ToText, template: ChatTemplate, tokenizer: Tokenizer) -> Rendered | Refused:
+    assert not isinstance(request, LoadModel)  # noqa: S101 - the caller looked
+    param = "messages" if isinstance(request, RenderChat) else "prompt"
+    try:
+        if isinstance(request, RenderChat):
+            text = template.render(
+                request.messages,
+                add_generation_prompt=request.add_generation_prompt,
+                arguments=request.template_arguments,
+            )
+            tokens = tokenizer.rendered_chat(text)
+        else:
+            tokens = tokenizer.plain(request.text)
+        return Rendered(request.request, tokens.astype("<i4", copy=False).tobytes())
+    except PestleError as error:
+        return Refused(request.request, type(error).__name__, error.message, error.param)
+    except MemoryError:
+        message = "this prompt needs more memory to render and tokenize than one request may take"
+        return Refused(request.request, PromptRefusedError.__name__, message, param)
+
+
+def _requests(link: socket.socket) -> Iterator[ToText]:
+    """Yield what the parent sends until it is gone."""
+    reader = FrameReader()
+    decoder = msgspec.msgpack.Decoder(ToText)
+    while True:
+        try:
+            data = link.recv(_RECEIVE_BYTES)
+        except ConnectionError:
+            return
+        if not data:
+            return
+        for body in reader.feed(data):
+            yield decoder.decode(body)
+
+
+def _end_with_parent() -> None:
+    """Leave Ctrl-C to the parent, and the world when it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _limit_memory() -> None:
+    """Bound the address space to a generous step over what is mapped now, where the system can tell and keep it."""
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        limit = pages * resource.getpagesize() + _MEMORY_HEADROOM_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

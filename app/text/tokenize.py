@@ -1,0 +1,66 @@
+"""Prompt text to tokens, with BOS exactly as often as the model wants it: once or never."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.errors import PromptRefusedError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from app.llama.model import VocabularyModel
+
+# The body limit of the HTTP surface is 2 MiB. A pre-tokenizer that recurses took up to 500 bytes of stack for each byte
+# of a run of one class, so that this much fits into the stack that main.py gives the tokenizing thread.
+MAX_PROMPT_BYTES = 2 * 1024 * 1024
+
+_SPECIAL_TOKEN_KEYS = {
+    "unk_token": "unknown",
+    "pad_token": "padding",
+    "sep_token": "seperator",  # GGUF's own spelling
+    "mask_token": "mask",
+}
+
+
+class Tokenizer:
+    """Tokenizes prompts as llama-server does: special tokens that are written as text count as such tokens."""
+
+    def __init__(self, model: VocabularyModel) -> None:
+        self._model = model
+        self._vocabulary = model.vocabulary
+
+    def special_tokens(self) -> dict[str, str]:
+        """Return the variables that templates know, as `bos_token`, of the tokens that the model has."""
+        found = {"bos_token": self._vocabulary.bos, "eos_token": self._vocabulary.eos}
+        for name, key in _SPECIAL_TOKEN_KEYS.items():
+            written = self._model.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            found[name] = int(written) if written is not None else None
+        return {name: self._vocabulary.token_text(token) for name, token in found.items() if token is not None}
+
+    def rendered_chat(self, text: str) -> npt.NDArray[np.int32]:
+        """Tokenize what the template gave; BOS is added only when the template did not write it."""
+        tokens = self._tokenize(text, add_special=False, param="messages")
+        bos = self._vocabulary.bos
+        if self._vocabulary.adds_bos and bos is not None and (not len(tokens) or tokens[0] != bos):
+            return np.concatenate(([bos], tokens)).astype(np.int32)
+        return tokens
+
+    def plain(self, text: str) -> npt.NDArray[np.int32]:
+        """Tokenize a prompt as it is; a BOS that the client wrote out takes the place of the one we would add."""
+        tokens = self._tokenize(text, add_special=True, param="prompt")
+        bos = self._vocabulary.bos
+        if self._vocabulary.adds_bos and bos is not None and len(tokens) > 1 and tokens[0] == tokens[1] == bos:
+            return tokens[1:]
+        return tokens
+
+    def _tokenize(self, text: str, *, add_special: bool, param: str) -> npt.NDArray[np.int32]:
+        data = text.encode("utf-8", "replace")
+        if len(data) > MAX_PROMPT_BYTES:
+            raise PromptRefusedError(
+                f"the prompt is {len(data)} bytes long as text, the limit is {MAX_PROMPT_BYTES}; shorten it",
+                param=param,
+            )
+        return self._model.tokenize(data, add_special=add_special, parse_special=True)
