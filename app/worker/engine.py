@@ -1,0 +1,232 @@
+"""The engine: one thread that turns waiting requests into tokens, one `llama_decode` after the other.
+
+`submit` may be called from any thread; everything else belongs to the thread that calls `run`.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from app.errors import DecodeError, EngineError, NoKvSlotError, RequestError
+from app.llama.batch import Batch
+from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
+from app.worker.kv import KvCache
+from app.worker.request import new_sequence
+from app.worker.sampler import NO_TOKEN, RowLogprobs, logprobs, sample
+from app.worker.scheduler import Scheduler
+from app.worker.sequence import Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from app.llama.context import Context
+    from app.llama.model import Model
+    from app.messages import FinishReason
+    from app.worker.scheduler import Chunk, Schedule
+
+_COMPUTE_FAILED = -3
+_FAILURES_IN_A_ROW = 3
+_LEAST_LOGPROB = -9999.0  # JSON knows no infinity
+
+
+class _Detail(NamedTuple):
+    row: npt.NDArray[np.float32]  # the raw logits
+    logprobs: RowLogprobs
+
+
+class Engine:
+    """One context's slots, queue and step loop."""
+
+    def __init__(self, model: Model, context: Context, publish: Callable[[Accepted | Refused | Step], None]) -> None:
+        """Serve `context`; `publish` is called from the engine's thread and from those that submit."""
+        self._vocabulary = model.vocabulary
+        self._pieces = model.vocabulary.pieces
+        self._eog = model.vocabulary.eog
+        self._eog_ids = np.array(sorted(self._eog), np.int32)
+        self._context = context
+        self._batch = Batch(context.batch_size)
+        self._cache = KvCache(context.slots, can_rewind=model.can_rewind)
+        self._scheduler = Scheduler(self._cache, context.batch_size)
+        self._commands: queue.SimpleQueue[Sequence | Cancel] = queue.SimpleQueue()
+        self._publish = publish
+        self._pieces_of_step: list[Piece] = []
+        self._failures = 0  # decodes that failed, one after the other
+        self._fatal: DecodeError | None = None
+        self._no_logits = np.empty((0, self._vocabulary.size), np.float32)
+        self._capacity = context.slots * context.context_length
+
+    def submit(self, command: Generate | Cancel) -> None:
+        """Queue a request, answering Accepted or Refused at once; or cancel one."""
+        if isinstance(command, Cancel):
+            self._commands.put(command)
+            return
+        try:
+            sequence = new_sequence(
+                command, self._vocabulary.size, self._context.context_length, self._eog_ids, time.perf_counter()
+            )
+        except RequestError as error:
+            self._publish(Refused(command.request, type(error).__name__, error.message, error.param))
+            return
+        self._publish(Accepted(command.request))
+        self._commands.put(sequence)
+
+    def run(self) -> None:
+        """Step for ever; sleeps when there is nothing to do. Raises EngineError when the context is beyond repair."""
+        while True:
+            self.step()
+
+    def step(self) -> None:
+        """Drain commands, schedule, decode, sample, update, publish one frame."""
+        self._drain_commands()
+        started = time.perf_counter()
+        self._prepare_slots(self._scheduler.admit(), started)
+        schedule = self._scheduler.schedule()
+        rows, logits = self._decode(schedule)
+        now = time.perf_counter()
+        details = [self._raw_logprobs(sequence, row) for sequence, row in zip(rows, logits, strict=True)]
+        tokens = sample(logits, [s.sampler for s in rows], [s.tokens[: s.n_tokens] for s in rows])
+        for sequence, token, detail in zip(rows, tokens, details, strict=True):
+            self._update(sequence, token, detail, now)
+        self._publish_step(schedule.prompt_tokens, len(rows), started)
+
+    def check_integrity(self) -> None:
+        """Compare the books with llama.cpp's memory; call it between steps. Raises EngineError."""
+        memory = self._context.memory
+        if differences := self._cache.differences([memory.length(slot.index) for slot in self._cache.slots]):
+            raise EngineError("the KV cache is not what its books say: " + "; ".join(differences))
+
+    def _drain_commands(self) -> None:
+        idle = not self._scheduler.has_work
+        while idle or not self._commands.empty():
+            command = self._commands.get()
+            idle = False
+            if isinstance(command, Sequence):
+                self._scheduler.add(command)
+            elif sequence := self._scheduler.find(command.request):
+                self._end(sequence, "cancelled")
+
+    def _prepare_slots(self, admitted: list[Sequence], now: float) -> None:
+        for sequence in admitted:
+            sequence.admitted = now
+            if sequence.slot is None:
+                continue
+            index = sequence.slot.index
+            if not self._context.memory.rewind(index, sequence.n_cached):
+                self._context.memory.clear(index)
+                self._scheduler.forget_prefix(sequence)
+
+    def _decode(self, schedule: Schedule) -> tuple[list[Sequence], npt.NDArray[np.float32]]:
+        chunks, batch = schedule.chunks, self._batch
+        if not chunks:
+            return [], self._no_logits
+        batch.clear()
+        for chunk in chunks:
+            tokens = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+            batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.wants_logits)
+        started = time.perf_counter()
+        try:
+            logits = self._context.decode(batch)
+        except NoKvSlotError as error:
+            self._make_room(chunks, error)
+            return [], self._no_logits
+        except DecodeError as error:
+            self._drop(chunks, error)
+            return [], self._no_logits
+        self._failures = 0
+        self._scheduler.budget.observe(schedule.prompt_tokens, time.perf_counter() - started)
+        self._scheduler.advance(chunks)
+        return [chunk.sequence for chunk in chunks if chunk.wants_logits], logits
+
+    def _make_room(self, chunks: list[Chunk], error: NoKvSlotError) -> None:
+        """Free what nobody uses, so that the next step can try again; else give up the youngest sequence only."""
+        idle = [slot for slot in self._cache.slots if not slot.busy and slot.length]
+        for slot in idle:
+            self._context.memory.clear(slot.index)
+            self._cache.clear(slot)
+        if not idle:
+            self._fail(max((chunk.sequence for chunk in chunks), key=lambda sequence: sequence.arrived), error.message)
+
+    def _drop(self, chunks: list[Chunk], error: DecodeError) -> None:
+        self._failures += 1
+        if self._context.last_code == _COMPUTE_FAILED or self._failures >= _FAILURES_IN_A_ROW:
+            self._fatal = error
+        for chunk in chunks:
+            self._fail(chunk.sequence, error.message)
+
+    def _raw_logprobs(self, sequence: Sequence, row: npt.NDArray[np.float32]) -> _Detail | None:
+        if sequence.top_logprobs is None:
+            return None
+        return _Detail(row.copy() if sequence.sampler.edits else row, logprobs(row, sequence.top_logprobs))
+
+    def _update(self, sequence: Sequence, token: int, detail: _Detail | None, now: float) -> None:
+        if token == NO_TOKEN:
+            self._fail(sequence, "the model's logits hold no finite number; its file or the device may be damaged")
+            return
+        if sequence.n_drawn == 0:
+            sequence.first_token = now
+        sequence.append(token)
+        detokenizer = sequence.detokenizer
+        if token in self._eog:
+            self._end(sequence, "stop", detokenizer.flush())
+            return
+        text = detokenizer.push(self._pieces[token])
+        entries = None if detail is None else [self._token_logprob(token, detail)]
+        if sequence.is_full:
+            text += detokenizer.flush()
+        if detokenizer.stopped:
+            self._end(sequence, "stop", text, entries)
+        elif sequence.is_full:
+            self._end(sequence, "length", text, entries)
+        else:
+            self._pieces_of_step.append(
+                Piece(sequence.request, text, sequence.n_drawn, None, sequence.n_cached, entries)
+            )
+
+    def _token_logprob(self, token: int, detail: _Detail) -> TokenLogprob:
+        log_sum, top = detail.logprobs
+        best = [(other, self._pieces[other], max(logprob, _LEAST_LOGPROB)) for other, logprob in top]
+        return TokenLogprob(token, self._pieces[token], max(float(detail.row[token]) - log_sum, _LEAST_LOGPROB), best)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        text: str = "",
+        entries: list[TokenLogprob] | None = None,
+        error: str | None = None,
+    ) -> None:
+        self._scheduler.remove(sequence)
+        timings = sequence.timings(time.perf_counter())
+        self._pieces_of_step.append(
+            Piece(sequence.request, text, sequence.n_drawn, reason, sequence.n_cached, entries, error, timings)
+        )
+
+    def _fail(self, sequence: Sequence, error: str) -> None:
+        slot = sequence.slot
+        self._end(sequence, "error", error=error)
+        if slot is not None:
+            self._context.memory.clear(slot.index)
+            self._cache.clear(slot)
+
+    def _publish_step(self, prompt_tokens: int, generated: int, started: float) -> None:
+        pieces, self._pieces_of_step = self._pieces_of_step, []
+        if pieces or prompt_tokens:
+            load = Load(
+                running=len(self._scheduler.running),
+                waiting=len(self._scheduler.waiting),
+                kv_tokens=self._cache.tokens_held,
+                kv_capacity=self._capacity,
+                prompt_tokens_computed=prompt_tokens,
+                tokens_generated=generated,
+                preemptions=0,
+                step_seconds=time.perf_counter() - started,
+            )
+            self._publish(Step(pieces, load))
+        if self._fatal is not None:
+            raise EngineError(f"llama.cpp's context is beyond repair: {self._fatal.message}") from self._fatal

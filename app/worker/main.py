@@ -1,0 +1,174 @@
+"""The worker's life: say Hello, then serve until the parent is gone.
+
+Two threads. The reader turns the socket's bytes into commands, and ends the process at once when the parent has closed
+its end, even in the middle of a decode. The main thread loads the model and runs the engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from app.errors import EngineError, ModelLoadError
+from app.llama.context import Context
+from app.llama.device import thread_count
+from app.llama.library import build_name
+from app.llama.model import Model
+from app.messages import FrameReader, Hello, LoadFailed, LoadModel, ToWorker, encode_frame
+from app.worker.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1
+_RECEIVE_BYTES = 1 << 18
+_FALLBACK_CONTEXT = 4096  # for files that don't say what the model was trained for
+
+
+class Connection:
+    """The worker's end of the socket pair."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Own the inherited file descriptor."""
+        self._socket = socket.socket(fileno=descriptor)
+        self._sending = threading.Lock()  # the engine's thread and the reader both send
+        self._engine: Engine | None = None
+        self._first: queue.SimpleQueue[LoadModel] = queue.SimpleQueue()
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Send one frame; blocks while the parent doesn't read."""
+        frame = encode_frame(message)
+        with self._sending:
+            self._socket.sendall(frame)
+
+    def start_reading(self) -> None:
+        """Read on a thread of its own from now on."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+
+    def wait_for_load(self) -> LoadModel:
+        """Return the parent's first frame."""
+        return self._first.get()
+
+    def serve(self, engine: Engine) -> None:
+        """Hand every command from now on to the engine."""
+        self._engine = engine
+
+    def _read(self) -> None:
+        frames = FrameReader()
+        decode = msgspec.msgpack.Decoder(ToWorker).decode
+        exit_code = 0
+        try:
+            while data := self._receive():
+                for body in frames.feed(data):
+                    self._handle(decode(body))
+        except Exception as error:
+            print(f"worker: cannot understand the parent: {error}", file=sys.stderr, flush=True)
+            exit_code = 1
+        os._exit(exit_code)  # the main thread may be inside llama_decode for long: don't wait for it
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(_RECEIVE_BYTES)
+        except ConnectionError:
+            return b""
+
+    def _handle(self, message: ToWorker) -> None:
+        if isinstance(message, LoadModel):
+            self._first.put(message)
+        elif self._engine is None:
+            raise ValueError(f"{type(message).__name__} came before Hello was sent")
+        else:
+            self._engine.submit(message)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the worker on the socket whose descriptor is the only argument; return the exit code."""
+    if len(arguments) != 2 or not arguments[1].isdigit():
+        print("usage: python -m app.worker FD (Pestle's server starts it)", file=sys.stderr)
+        return 2
+    faulthandler.enable()
+    ignore_signals()
+    die_with_parent()
+    connection = Connection(int(arguments[1]))
+    connection.start_reading()
+    command = connection.wait_for_load()
+    try:
+        model, context, hello = load(command)
+    except ModelLoadError as error:
+        connection.send(LoadFailed(error.message))
+        return 1
+    with model, context:
+        engine = Engine(model, context, connection.send)
+        connection.serve(engine)
+        connection.send(hello)
+        return _run(engine.run)
+
+
+def load(command: LoadModel) -> tuple[Model, Context, Hello]:
+    """Load the model and make its context. Raises ModelLoadError."""
+    started = time.perf_counter()
+    model = Model(Path(command.path), device=command.device, gpu_layers=command.gpu_layers)
+    try:
+        trained = model.trained_context
+        context_length = min(command.context_length or trained or _FALLBACK_CONTEXT, trained or sys.maxsize)
+        context = Context(
+            model,
+            slots=command.slots,
+            context_length=context_length,
+            batch_size=max(command.batch_size, command.slots),
+            threads=thread_count(command.threads),
+        )
+    except ModelLoadError:
+        model.close()
+        raise
+    hello = Hello(
+        child="worker",
+        pid=os.getpid(),
+        vocabulary_size=model.vocabulary.size,
+        context_length=context_length,
+        slots=command.slots,
+        model_name=model.name,
+        architecture=model.architecture,
+        description=model.description,
+        parameters=model.parameter_count,
+        model_bytes=model.tensor_bytes,
+        has_chat_template=model.chat_template is not None,
+        library_build=build_name(),
+        device=model.device_name,
+        load_seconds=time.perf_counter() - started,
+    )
+    return model, context, hello
+
+
+def ignore_signals() -> None:
+    """Leave Ctrl-C and SIGTERM to the parent, which ends us by closing the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill us when the parent dies, should the end of the socket go unnoticed (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _run(serve: Callable[[], None]) -> int:
+    try:
+        serve()
+    except EngineError as error:
+        print(f"worker: {error.message}", file=sys.stderr, flush=True)
+        return 1
+    except (BrokenPipeError, ConnectionResetError):
+        return 0
+    return 0

@@ -1,0 +1,62 @@
+"""One request's life in the worker: its tokens, how many are computed, and when what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.messages import Timings
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from app.worker.detokenizer import Detokenizer
+    from app.worker.kv import Slot
+    from app.worker.sampler import TokenSampler
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A prompt and the tokens drawn so far. `n_computed` chases `n_tokens`; when they meet, a token is drawn."""
+
+    request: int
+    tokens: npt.NDArray[np.int32]  # room for prompt and answer; [:n_tokens] are there
+    n_prompt: int
+    n_tokens: int
+    arrived: float
+    sampler: TokenSampler
+    detokenizer: Detokenizer
+    top_logprobs: int | None = None
+    n_computed: int = 0
+    n_cached: int = 0  # prompt tokens that the slot already held
+    slot: Slot | None = None
+    admitted: float = 0.0
+    first_token: float = 0.0
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are known and not computed."""
+        return self.n_tokens - self.n_computed
+
+    @property
+    def n_drawn(self) -> int:
+        """Tokens of the answer."""
+        return self.n_tokens - self.n_prompt
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the answer has its last token."""
+        return self.n_tokens == len(self.tokens)
+
+    def append(self, token: int) -> None:
+        """Add a drawn token."""
+        self.tokens[self.n_tokens] = token
+        self.n_tokens += 1
+
+    def timings(self, now: float) -> Timings:
+        """Return where the time went until `now`, in seconds."""
+        admitted = self.admitted or now
+        first_token = self.first_token or now
+        return Timings(admitted - self.arrived, first_token - admitted, now - first_token)
