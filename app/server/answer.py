@@ -1,0 +1,96 @@
+"""From a checked request to its answer, whole or streamed: what chat and text completions share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from litestar.response import Response
+
+from app.errors import PestleError
+from app.server import sse
+from app.server.disconnect import unless_gone
+from app.server.exceptions import error_document, unexpected
+from app.server.exchange import exchange_of
+from app.server.limits import read_json_body as read
+from app.server.schema.responses import usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from litestar.connection import Request
+
+    from app.messages import Piece
+    from app.pool.generation import Generation
+    from app.pool.pool import Pool
+    from app.pool.request import GenerationRequest
+    from app.server.exchange import Exchange
+
+__all__ = ["json", "no_effect_header", "read", "request_id", "stream", "whole"]
+
+
+def request_id(request: Request[Any, Any, Any]) -> str:
+    """Return the id that the answer and the logs carry."""
+    return exchange_of(request.scope).request_id
+
+
+def no_effect_header(names: list[str]) -> dict[str, str]:
+    """Return the header that names what was accepted and cannot change the answer."""
+    return {"x-pestle-no-effect": ", ".join(names)} if names else {}
+
+
+def json(body: bytes, headers: dict[str, str]) -> Response[bytes]:
+    """Return an encoded document as the answer."""
+    return Response(body, media_type="application/json", headers=headers)
+
+
+async def whole(
+    request: Request[Any, Any, Any], pool: Pool, asked: GenerationRequest
+) -> tuple[list[Piece], Generation]:
+    """Return every choice as one piece, and the generation for its counts.
+
+    Raises the pool's errors, and ClientGoneError when the client goes first; the slot is free then.
+    """
+    exchange = exchange_of(request.scope)
+    generation = await unless_gone(request.receive, pool.open(asked))
+    try:
+        pieces = await unless_gone(request.receive, generation.collect())
+    finally:
+        await generation.aclose()
+        _count(exchange, generation)
+    return pieces, generation
+
+
+async def stream(
+    request: Request[Any, Any, Any],
+    pool: Pool,
+    asked: GenerationRequest,
+    chunks: sse.Chunks,
+    headers: dict[str, str],
+) -> sse.EventStream:
+    """Return a response that streams; whatever can fail before the HTTP status has then succeeded."""
+    generation = await unless_gone(request.receive, pool.open(asked))
+    return sse.EventStream(_events(generation, chunks, exchange_of(request.scope)), headers, generation.aclose)
+
+
+async def _events(generation: Generation, chunks: sse.Chunks, exchange: Exchange) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a stream: everything there is, at once; an error is the last of them."""
+    try:
+        if opening := chunks.first():
+            yield opening
+        async for updates in generation:
+            if events := chunks.encode(updates):
+                yield events
+        yield chunks.end(usage(generation))
+    except PestleError as error:
+        exchange.error_code = error.code or error.type
+        yield sse.event(error_document(error))
+    except Exception as error:  # the status is sent: what remains is to say so in the stream
+        yield sse.event(error_document(unexpected(error)))
+    finally:
+        await generation.aclose()
+        _count(exchange, generation)
+
+
+def _count(exchange: Exchange, generation: Generation) -> None:
+    exchange.prompt_tokens = generation.prompt_tokens
+    exchange.completion_tokens = generation.completion_tokens

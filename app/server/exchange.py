@@ -1,0 +1,46 @@
+"""One request and its answer, seen from the edge: its id, its status, its tokens."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+
+    from litestar.types import Send
+
+REQUEST_ID_HEADER = b"x-request-id"
+_ACCEPTABLE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class Exchange:
+    """What the layers of one request share; lives in the ASGI scope's state."""
+
+    __slots__ = ("abort", "completion_tokens", "error_code", "prompt_tokens", "request_id", "send", "started", "status")
+
+    def __init__(self, request_id: str, send: Send, abort: Callable[[], None]) -> None:
+        self.request_id = request_id
+        self.send = send  # the server's own, past all wrappers
+        self.abort = abort  # ends the connection at once, unsent data and all
+        self.started = time.monotonic()
+        self.status = 0
+        self.error_code: str | None = None
+        self.prompt_tokens: int | None = None
+        self.completion_tokens: int | None = None
+
+
+def exchange_of(scope: MutableMapping[str, Any] | Any) -> Exchange:
+    """Return the exchange that the edge put into this scope."""
+    exchange: Exchange = scope["state"]["exchange"]
+    return exchange
+
+
+def choose_request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """Return the client's own id when it is short and plain, else a new one."""
+    for name, value in headers:
+        if name == REQUEST_ID_HEADER and _ACCEPTABLE_ID.fullmatch(value):
+            return value.decode("ascii")
+    return f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,118 @@
+"""uvicorn's HTTP protocol with the deadlines and limits that it lacks, and refusals in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.server.limits import BODY_SECONDS, HEADER_SECONDS, MAX_HEADER_BYTES
+
+if TYPE_CHECKING:
+    import asyncio
+
+_TOO_LARGE = (431, b"Request Header Fields Too Large", f"the headers are over {MAX_HEADER_BYTES} bytes: send less")
+_TOO_SLOW = (408, b"Request Timeout", f"the headers did not arrive within {HEADER_SECONDS:g} s")
+_MALFORMED = (400, b"Bad Request", "this is not valid HTTP/1.1")
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """A connection whose headers must come whole within 10 s and 16 KiB, and whose unread body is not read for ever."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._header_bytes = 0  # of complete lines
+        self._unfinished_bytes = 0  # that came without completing the headers
+        self._in_headers = True
+        self._refused = False
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock: a connection that says nothing is closed."""
+        super().connection_made(transport)
+        self._set_deadline(HEADER_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._set_deadline(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; headers that never end are cut off even when no line of them is complete."""
+        if self._refused:
+            return
+        was_in_headers = self._in_headers
+        super().data_received(data)
+        if was_in_headers and self._in_headers and not self._refused:
+            self._unfinished_bytes += len(data)
+            if self._unfinished_bytes > MAX_HEADER_BYTES:
+                self._refuse(_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """Start the clock of the next request's headers."""
+        super().on_message_begin()
+        self._in_headers = True
+        self._header_bytes = self._unfinished_bytes = 0
+        self._set_deadline(HEADER_SECONDS)
+
+    def on_url(self, url: bytes) -> None:
+        """Count the request line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count one header."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request on, with the means to cut its connection."""
+        self._in_headers = False
+        self._set_deadline(None)
+        self.scope["state"]["abort"] = self.transport.abort
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Give a body that is still coming, and that nobody reads, the time a body has."""
+        if self.cycle.more_body:
+            self._set_deadline(BODY_SECONDS)
+        super().on_response_complete()
+
+    def on_message_complete(self) -> None:
+        """Stop the clock of an unread body; wait for the next request as long as connections are kept."""
+        self._set_deadline(None)
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Refuse what could not be parsed."""
+        if not self._refused:
+            self._refuse(_TOO_LARGE if self._header_bytes > MAX_HEADER_BYTES else _MALFORMED)
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise ValueError("the headers are too large")  # the parser stops, and send_400_response is called
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self._deadline = None
+        if self._in_headers and self._header_bytes:
+            self._refuse(_TOO_SLOW)
+        else:
+            self.transport.close()
+
+    def _refuse(self, refusal: tuple[int, bytes, str]) -> None:
+        """Answer and close; a response that is already under way is cut instead."""
+        self._refused = True
+        status, reason, message = refusal
+        if self.cycle is None or self.cycle.response_complete:
+            error = {"message": message, "type": "invalid_request_error", "param": None, "code": "bad_http"}
+            body = msgspec.json.encode({"error": error})
+            head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n" % (status, reason)
+            self.transport.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body))
+        self.transport.close()

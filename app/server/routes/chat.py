@@ -1,0 +1,30 @@
+"""POST /v1/chat/completions."""
+
+from typing import Any
+
+from litestar import Request, Response, post
+from litestar.handlers import HTTPRouteHandler
+
+from app.pool.pool import Pool
+from app.server import answer, sse
+from app.server.schema import responses
+from app.server.schema.chat import decode_chat
+
+
+def handler(pool: Pool) -> HTTPRouteHandler:
+    """Return the route."""
+
+    @post("/v1/chat/completions", status_code=200)
+    async def chat_completions(request: Request[Any, Any, Any]) -> Response[Any]:
+        chat = decode_chat(await answer.read(request))
+        model = pool.model(chat.model)
+        asked = chat.generation_request(answer.request_id(request))
+        headers = answer.no_effect_header(chat.names_without_effect())
+        identity = responses.new_identity("chatcmpl", model)
+        if not chat.stream:
+            pieces, generation = await answer.whole(request, pool, asked)
+            return answer.json(responses.chat_completion(identity, pieces, generation), headers)
+        chunks = sse.ChatChunks(identity, asked.n, include_usage=chat.include_usage)
+        return await answer.stream(request, pool, asked, chunks, headers)
+
+    return chat_completions

@@ -1,0 +1,1 @@
+"""The shapes of requests and responses, and what becomes of every field."""

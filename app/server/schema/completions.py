@@ -1,0 +1,86 @@
+"""The request of POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from app.errors import RequestError, UnsupportedFieldError
+from app.pool.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from app.server.schema.common import MAX_TOKEN_ID, CommonRequest, TopLogprobs
+from app.server.schema.decode import decode
+from app.server.schema.fields import COMPLETIONS, refuse_what_would_change_the_answer, without_effect
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, and vLLM's
+MAX_PROMPTS = 128
+
+TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
+
+
+class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body; what becomes of each field stands in `fields.COMPLETIONS`."""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    logprobs: TopLogprobs | None = None
+    best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
+    echo: bool | None = None
+    suffix: Any = None
+
+    def generation_request(self, request_id: str) -> GenerationRequest:
+        """Return what to ask the pool for; raises RequestError for a prompt of no known shape."""
+        return GenerationRequest(
+            prompts=self._prompts(),
+            n=self.n or 1,
+            max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            sampling=self.sampling(),
+            stop=self.stops(),
+            ignore_eos=self.ignore_eos is True,
+            top_logprobs=self.logprobs,
+            request_id=request_id,
+        )
+
+    def names_without_effect(self) -> list[str]:
+        """Return the names of the fields that were sent and cannot change the answer."""
+        return without_effect(self, COMPLETIONS) + self.nested_without_effect()
+
+    def _prompts(self) -> list[Prompt]:
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [TextPrompt(prompt)]
+        if not prompt:
+            raise RequestError(f"'prompt' is empty; it takes {COMPLETIONS['prompt'].takes}", param="prompt")
+        kind = type(prompt[0])
+        for index, item in enumerate(prompt):
+            if type(item) is not kind:
+                raise RequestError(
+                    f"'prompt[{index}]' is of another kind than 'prompt[0]'; it takes {COMPLETIONS['prompt'].takes}",
+                    param=f"prompt[{index}]",
+                )
+            if item == []:
+                raise RequestError(f"'prompt[{index}]' is empty: send at least one token id", param=f"prompt[{index}]")
+        if kind is int:
+            return [TokenPrompt([item for item in prompt if isinstance(item, int)])]
+        if len(prompt) > MAX_PROMPTS:
+            raise RequestError(f"'prompt' has {len(prompt)} prompts: send at most {MAX_PROMPTS}", param="prompt")
+        return [TextPrompt(item) if isinstance(item, str) else TokenPrompt(list(item)) for item in prompt]  # type: ignore[arg-type]
+
+
+_decoder = msgspec.json.Decoder(CompletionRequest, strict=True)
+
+
+def decode_completion(body: bytes) -> CompletionRequest:
+    """Return the body as a request of which every field is honoured or cannot change the answer.
+
+    Raises RequestError, UnknownFieldError or UnsupportedFieldError, each naming the field.
+    """
+    request = decode(body, _decoder, COMPLETIONS)
+    refuse_what_would_change_the_answer(request, COMPLETIONS)
+    request.check_stream_options()
+    wanted = request.n or 1
+    if request.best_of is not None and request.best_of < wanted:
+        raise RequestError(f"'best_of' is {request.best_of}, less than 'n', which is {wanted}", param="best_of")
+    if request.best_of is not None and request.best_of > wanted:
+        raise UnsupportedFieldError("'best_of' above 'n' is not supported: leave it out, or send n", param="best_of")
+    return request

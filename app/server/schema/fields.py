@@ -1,0 +1,141 @@
+"""What becomes of every field of a request: honoured, refused, or without effect. Nothing is ignored silently.
+
+Error messages and `docs/api.md` are made from these tables; a test compares them with the installed `openai` package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+import msgspec
+
+from app.errors import UnsupportedFieldError
+
+Use = Literal["honoured", "refused", "no effect"]
+
+
+class Field(msgspec.Struct, frozen=True):
+    """One field: its use, what it takes, and, when it is refused, the values that ask for nothing and so pass."""
+
+    use: Use
+    takes: str
+    neutral: tuple[Any, ...] = ()
+
+
+def _honoured(takes: str) -> Field:
+    return Field("honoured", takes)
+
+
+def _refused(takes: str, *neutral: object) -> Field:
+    return Field("refused", takes, (None, *neutral))
+
+
+def _no_effect(takes: str) -> Field:
+    return Field("no effect", takes)
+
+
+COMMON: dict[str, Field] = {
+    "model": _honoured("the id of a served model, as GET /v1/models lists it"),
+    "max_tokens": _honoured("an integer from 1; prompt and answer together must fit into a slot"),
+    "temperature": _honoured("a number from 0 to 2, default 1; 0 takes the most probable token"),
+    "top_p": _honoured("a number above 0, to 1; default 1"),
+    "top_k": _honoured("an integer from -1 to 100000; 0 and -1 (default) keep all tokens"),
+    "min_p": _honoured("a number from 0 to 1, default 0"),
+    "presence_penalty": _honoured("a number from -2 to 2, default 0"),
+    "frequency_penalty": _honoured("a number from -2 to 2, default 0"),
+    "repeat_penalty": _honoured("a number above 0, to 10; default 1 (none)"),
+    "repeat_last_n": _honoured(
+        "an integer from -1 to 1000000, default 64: tokens that penalties look back on; -1: all"
+    ),
+    "logit_bias": _honoured("an object of at most 300 token ids (as strings) with a number from -100 to 100 each"),
+    "seed": _honoured("an integer of 64 bits; the same seed and request give the same answer"),
+    "stop": _honoured("a string, or an array of at most 4; each of 1 to 256 bytes"),
+    "n": _honoured("an integer from 1 to 8, default 1"),
+    "stream": _honoured("true or false (default)"),
+    "stream_options": _honoured('an object such as {"include_usage": true}, with "stream": true only'),
+    "ignore_eos": _honoured("true or false (default): whether to go on after the model's end of text"),
+    "user": _no_effect("a string"),
+}
+
+CHAT: dict[str, Field] = {
+    "messages": _honoured("an array of 1 to 4096 messages"),
+    **COMMON,
+    "max_completion_tokens": _honoured("the same as max_tokens, of which it is the newer name"),
+    "logprobs": _honoured("true or false (default)"),
+    "top_logprobs": _honoured('an integer from 0 to 20, with "logprobs": true only'),
+    "tools": _refused("null or []", []),
+    "tool_choice": _refused('null, "none" or "auto"', "none", "auto"),
+    "functions": _refused("null or []", []),
+    "function_call": _refused('null, "none" or "auto"', "none", "auto"),
+    "response_format": _refused('null or {"type": "text"}', {"type": "text"}),
+    "modalities": _refused('null or ["text"]', ["text"]),
+    "audio": _refused("null"),
+    "moderation": _refused("null"),
+    "reasoning_effort": _refused('null or "none"', "none"),
+    "verbosity": _refused('null or "medium"', "medium"),
+    "web_search_options": _refused("null"),
+    "metadata": _no_effect("an object"),
+    "parallel_tool_calls": _no_effect("true or false"),
+    "prediction": _no_effect("an object"),
+    "prompt_cache_key": _no_effect("a string"),
+    "prompt_cache_options": _no_effect("an object"),
+    "prompt_cache_retention": _no_effect("a string"),
+    "safety_identifier": _no_effect("a string"),
+    "service_tier": _no_effect("a string"),
+    "store": _no_effect("true or false"),
+}
+
+COMPLETIONS: dict[str, Field] = {
+    "prompt": _honoured(
+        "a string, an array of strings, an array of token ids, or an array of such arrays; at most 128"
+    ),
+    **COMMON,
+    "max_tokens": _honoured("an integer from 1, default 16; prompt and answer together must fit into a slot"),
+    "logprobs": _honoured("an integer from 0 to 20"),
+    "best_of": Field("refused", "null or the value of n"),  # decode_completion looks at both
+    "echo": _refused("null or false", False),
+    "suffix": _refused('null or ""', ""),
+}
+
+NESTED: dict[str, Field] = {
+    "stream_options.include_usage": _honoured("true or false (default)"),
+    "stream_options.include_obfuscation": _no_effect("true or false"),
+    "messages[].role": _honoured("system, developer (the same as system), user or assistant; tool is refused for now"),
+    "messages[].content": _honoured("a string, or an array of parts of type text (joined by line feeds)"),
+    "messages[].name": _no_effect("a string"),
+    "messages[].content[].prompt_cache_breakpoint": _no_effect("an object"),
+}
+
+
+def refuse_what_would_change_the_answer(request: msgspec.Struct, fields: dict[str, Field]) -> None:
+    """Raise UnsupportedFieldError for a refused field that asks for something."""
+    for name, field in fields.items():
+        if field.use == "refused" and field.neutral:
+            value = getattr(request, name)
+            if not any(value == neutral and type(value) is type(neutral) for neutral in field.neutral):
+                raise UnsupportedFieldError(
+                    f"'{name}' is not supported here with this value: leave it out, or send {field.takes}", param=name
+                )
+
+
+def without_effect(request: msgspec.Struct, fields: dict[str, Field]) -> list[str]:
+    """Return the names of the fields that were sent and cannot change the answer."""
+    return [name for name, field in fields.items() if field.use == "no effect" and getattr(request, name) is not None]
+
+
+def suggestion(name: str, fields: dict[str, Field]) -> str:
+    """Return a sentence that names the field which was probably meant, or nothing."""
+    near = difflib.get_close_matches(name, fields, 1, 0.75)
+    return f"; did you mean '{near[0]}'?" if near else "; remove it"
+
+
+def markdown() -> str:
+    """Return the tables of `docs/api.md`."""
+    parts = [_table("POST /v1/chat/completions", CHAT), _table("POST /v1/completions", COMPLETIONS)]
+    return "\n".join([*parts, _table("Inside fields", NESTED)])
+
+
+def _table(title: str, fields: dict[str, Field]) -> str:
+    rows = [f"| `{name}` | {field.use} | {field.takes} |" for name, field in fields.items()]
+    return "\n".join([f"## {title}", "", "| field | use | takes |", "|---|---|---|", *rows, ""])
