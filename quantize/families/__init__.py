@@ -1,0 +1,51 @@
+"""The model families. A new one is one file, and one line for each architecture name in the table below."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from app.errors import ArchitectureError, CheckpointError
+from quantize.checkpoint import StoredTensor
+from quantize.header import KeyTable
+from quantize.source import Source
+from quantize.tensors import TensorSpec
+
+# `architectures` in config.json → the module of this package that converts it
+ARCHITECTURES: dict[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+}
+
+
+class Family(Protocol):
+    """One model, understood: made by a family's `open(source)`."""
+
+    architecture: str
+    """llama.cpp's name of the architecture, the prefix of its keys."""
+
+    def set_hyper_parameters(self, keys: KeyTable, file_type: int) -> None:
+        """Set the architecture's keys, in upstream's order, `general.file_type` among them."""
+
+    def set_vocabulary(self, keys: KeyTable) -> None:
+        """Set the tokenizer's keys and the chat template."""
+
+    def tensors(self, stored: Mapping[str, StoredTensor]) -> list[TensorSpec]:
+        """Map the checkpoint's tensors, in upstream's order.
+
+        Raises `CheckpointError` that names a tensor that is missing, unexpected or of the wrong shape.
+        """
+
+
+def open_model(source: Source) -> Family:
+    """Return the family's view of a source. Raises `ArchitectureError` with the list of known architectures."""
+    names: Any = source.config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(f"{source.folder / 'config.json'}: no `architectures`; it names the kind of model")
+    module = ARCHITECTURES.get(names[0])
+    if module is None:
+        known = ", ".join(ARCHITECTURES)
+        raise ArchitectureError(f"{source.folder}: the architecture {names[0]} is not known; known ones: {known}")
+    family: Family = importlib.import_module(f"quantize.families.{module}").open(source)
+    return family

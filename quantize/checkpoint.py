@@ -1,0 +1,191 @@
+"""Reads safetensors: one file, or shards with an index. Headers are checked; weights are read in pieces, never whole.
+
+Pieces are read with `preadv` into the caller's buffer, not through a memory map: a file that someone truncates
+meanwhile is then an error and not a SIGBUS, and no page of the model ever counts as this process's memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from app.errors import CheckpointError, StorageError
+
+INDEX_NAME = "model.safetensors.index.json"
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+_ALL_DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64,
+    "C64": 64,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as it lies in a shard; `offset` counts from the start of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: Path
+    offset: int
+    nbytes: int
+
+
+class Checkpoint:
+    """All tensors of a model's folder, in the order of the shards' names, by name within each."""
+
+    def __init__(self, tensors: dict[str, StoredTensor], shards: list[Path]) -> None:
+        self.tensors = tensors
+        self.shards = shards
+        self._files: dict[Path, int] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Index a folder's safetensors. Raises `CheckpointError` for anything missing, truncated or contradictory."""
+        names, weight_map = _shard_names(folder)
+        tensors: dict[str, StoredTensor] = {}
+        for name in names:
+            for tensor in _read_shard(folder / name):
+                if tensor.name in tensors:
+                    where = tensors[tensor.name].shard.name
+                    raise CheckpointError(f"{folder / name}: the tensor {tensor.name!r} is also in {where}")
+                tensors[tensor.name] = tensor
+        _check_index(folder, weight_map, tensors)
+        return cls(tensors, [folder / name for name in names])
+
+    def read_into(self, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the tensor's bytes from `offset` on. Safe to call from several threads."""
+        position = tensor.offset + offset
+        try:
+            done = 0
+            while done < len(buffer):
+                read = os.preadv(self._files[tensor.shard], [buffer[done:]], position + done)
+                if read == 0:
+                    raise CheckpointError(f"{tensor.shard}: truncated while it was read, at byte {position + done}")
+                done += read
+        except OSError as error:
+            raise StorageError(f"{tensor.shard}: cannot be read: {error.strerror or error}") from error
+
+    def __enter__(self) -> Self:
+        """Open every shard."""
+        try:
+            for shard in self.shards:
+                self._files[shard] = os.open(shard, os.O_RDONLY)
+        except OSError as error:
+            self.close()
+            raise StorageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close every shard."""
+        self.close()
+
+    def close(self) -> None:
+        """Close every shard that is open."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+
+def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        names = sorted(path.name for path in folder.glob("model*.safetensors"))
+        if not names:
+            others = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".gguf"})
+            hint = f" (found {', '.join(others[:5])}; only safetensors are read)" if others else ""
+            raise CheckpointError(f"{folder}: no model.safetensors and no {INDEX_NAME}{hint}")
+        return names, {}
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: no usable weight_map: {error!r}") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: weight_map must say for each tensor the name of its file")
+    if not weight_map:
+        raise CheckpointError(f"{index}: weight_map is empty")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: {name!r} is not the name of a safetensors file in the same folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index}: names the file {name}, which is missing from {folder}")
+    return names, weight_map
+
+
+def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+    if not weight_map:
+        return
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].shard.name != shard:
+            raise CheckpointError(f"{folder / shard}: lacks the tensor {name!r} that {INDEX_NAME} places there")
+    for name, tensor in tensors.items():
+        if name not in weight_map:
+            raise CheckpointError(f"{tensor.shard}: holds the tensor {name!r}, which {INDEX_NAME} does not know")
+
+
+def _read_shard(path: Path) -> list[StoredTensor]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8 or length > _MAX_HEADER_BYTES:
+                raise CheckpointError(f"{path}: truncated or no safetensors: {size} bytes, header of {length} bytes")
+            header = file.read(length)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        entries = json.loads(header, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the safetensors header is damaged: {error}") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
+    entries.pop("__metadata__", None)
+    tensors = [_stored(path, name, entry, 8 + length) for name, entry in sorted(entries.items())]
+    _check_layout(path, tensors, 8 + length, size)
+    return tensors
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice!r} appears twice")
+    return entries
+
+
+def _stored(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the header's entry of {name!r} is damaged: {error!r}") from error
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise CheckpointError(f"{path}: the tensor {name!r} has shape {shape} and offsets {begin}, {end}")
+    if dtype not in _ALL_DTYPE_BITS:
+        raise CheckpointError(f"{path}: the tensor {name!r} has the unknown dtype {dtype!r}")
+    nbytes = math.prod(shape) * _ALL_DTYPE_BITS[dtype] // 8
+    if end - begin != nbytes:
+        raise CheckpointError(
+            f"{path}: the tensor {name!r} ({dtype}, shape {shape}) has {nbytes} bytes; its offsets leave {end - begin}"
+        )
+    return StoredTensor(name, dtype, shape, path, data_start + begin, nbytes)
+
+
+def _check_layout(path: Path, tensors: list[StoredTensor], data_start: int, size: int) -> None:
+    expected = data_start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != expected:
+            what = "overlaps the one before it" if tensor.offset < expected else "leaves a hole before it"
+            raise CheckpointError(f"{path}: the tensor {tensor.name!r} {what} (byte {tensor.offset}, not {expected})")
+        expected += tensor.nbytes
+        if expected > size:
+            raise CheckpointError(f"{path}: truncated: {tensor.name!r} ends at byte {expected}, the file at {size}")
+    if expected != size:
+        raise CheckpointError(f"{path}: {size - expected} bytes after the last tensor belong to none")

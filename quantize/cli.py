@@ -1,0 +1,90 @@
+"""The command `pestle quantize`, also `python -P -m quantize`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from app.errors import InterruptedByUser, PestleError, StorageError, UsageError
+from quantize.recipe import RECIPES, find
+
+FORMATS = ("human", "json", "quiet")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to a parser."""
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors")
+    parser.add_argument("--type", required=True, metavar="T", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
+    parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
+    parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Quantize as the arguments say; errors are reported, and their exit code returned."""
+    from quantize.reporting import open_reporter  # noqa: PLC0415 - keeps numpy out of `pestle --help`
+
+    reporter = open_reporter(arguments.format)
+    try:
+        with _ended_by_signals():
+            _run(arguments, reporter)
+    except PestleError as error:
+        reporter.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        interrupted = InterruptedByUser("interrupted; nothing was left behind")
+        reporter.error(interrupted)
+        return interrupted.exit_code
+    except BrokenPipeError:
+        return StorageError.exit_code
+    return 0
+
+
+def _run(arguments: argparse.Namespace, reporter: Any) -> None:
+    from quantize import pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
+
+    recipe = find(arguments.type)
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
+    out = arguments.out or Path(f"{arguments.source.absolute().name}-{recipe.label}.gguf")
+    prepared = pipeline.prepare(arguments.source, recipe.name)
+    if arguments.dry_run:
+        reporter.plan(prepared, out)
+        return
+    reporter.done(pipeline.run(prepared, out, threads=arguments.threads, progress=reporter.progress))
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    def end(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    except ValueError:  # not the main thread: the signals are someone else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with these arguments, or the process's own. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="quantize", description="Turn safetensors into a quantized GGUF, in one pass."
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Builds a GGUF's header: typed keys in their order, and the table of tensors. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from app.models.gguf import DEFAULT_ALIGNMENT, MAGIC
+from app.models.gguf_types import FORMATS, TENSOR_TYPE_NUMBERS, ValueType
+
+VERSION = 3
+QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION: of the layout of its blocks
+
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """A metadata value; `item_type` is set for arrays only."""
+
+    type: ValueType
+    content: Any
+    item_type: ValueType | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor's line in the header; `shape` in numpy's order, `offset` from the start of the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset: int
+
+
+class KeyTable:
+    """Metadata keys in the order in which they were first set; empty strings and arrays are left out, as upstream."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Value] = {}
+
+    def text(self, key: str, content: str | bytes) -> None:
+        """Set a string."""
+        if content:
+            self.values[key] = Value(ValueType.STRING, content)
+
+    def u32(self, key: str, content: int) -> None:
+        """Set an unsigned integer."""
+        self.values[key] = Value(ValueType.UINT32, content)
+
+    def i32(self, key: str, content: int) -> None:
+        """Set a signed integer."""
+        self.values[key] = Value(ValueType.INT32, content)
+
+    def f32(self, key: str, content: float) -> None:
+        """Set a number."""
+        self.values[key] = Value(ValueType.FLOAT32, content)
+
+    def boolean(self, key: str, content: bool) -> None:
+        """Set a truth value."""
+        self.values[key] = Value(ValueType.BOOL, content)
+
+    def array(self, key: str, item_type: ValueType, content: Sequence[Any]) -> None:
+        """Set an array of strings (str or bytes) or numbers."""
+        if content:
+            self.values[key] = Value(ValueType.ARRAY, content, item_type)
+
+    def quantized(self, file_type: int) -> KeyTable:
+        """Return the keys as llama-quantize leaves them: version and file type come last."""
+        table = KeyTable()
+        last = {
+            "general.quantization_version": Value(ValueType.UINT32, QUANTIZATION_VERSION),
+            "general.file_type": Value(ValueType.UINT32, file_type),
+        }
+        table.values = {key: value for key, value in self.values.items() if key not in last} | last
+        return table
+
+
+def _string(text: str | bytes) -> bytes:
+    raw = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+    return _LENGTH.pack(len(raw)) + raw
+
+
+def _value(value: Value) -> bytes:
+    if value.type is ValueType.STRING:
+        return _string(value.content)
+    if value.type is not ValueType.ARRAY:
+        return struct.pack("<" + FORMATS[value.type], value.content)
+    if value.item_type is None:
+        raise AssertionError("an array without the type of its items")
+    head = struct.pack("<IQ", value.item_type, len(value.content))
+    if value.item_type is ValueType.STRING:
+        return head + b"".join(map(_string, value.content))
+    return head + struct.pack(f"<{len(value.content)}{FORMATS[value.item_type]}", *value.content)
+
+
+def aligned(size: int) -> int:
+    """Round up to where the next tensor may begin."""
+    return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
+def encode_header(keys: KeyTable, tensors: Iterable[TensorEntry]) -> bytes:
+    """Return everything that precedes the weights, padded to where they begin."""
+    entries = list(tensors)
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(entries), len(keys.values))]
+    for key, value in keys.values.items():
+        parts += [_string(key), struct.pack("<I", value.type), _value(value)]
+    for entry in entries:
+        dims = entry.shape[::-1]
+        number = TENSOR_TYPE_NUMBERS[entry.type_name]
+        parts += [_string(entry.name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, number, entry.offset)]
+    header = b"".join(parts)
+    return header + bytes(aligned(len(header)) - len(header))

@@ -1,0 +1,196 @@
+"""From a folder to a GGUF: source → checkpoint → family → plan → kernels → writer → verify."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from app.errors import StorageError, UsageError
+from app.llama import quantizer
+from quantize import families
+from quantize import recipe as recipes
+from quantize.checkpoint import Checkpoint
+from quantize.header import KeyTable
+from quantize.kernels import Slab, Workspace, encode, slabs_of
+from quantize.metadata import set_general
+from quantize.plan import Plan, draft_types, make_plan, plan_file
+from quantize.recipe import Recipe
+from quantize.source import Source, open_source
+from quantize.tensors import TensorSpec
+from quantize.verify import Samples, verify
+from quantize.writer import AtomicFile
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of the source that are done, and all of them."""
+
+_DATA_NAMES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that is planned to the byte and has read no weight yet."""
+
+    source: Source
+    checkpoint: Checkpoint
+    recipe: Recipe
+    plan: Plan
+
+    @property
+    def source_bytes(self) -> int:
+        """The bytes of the weights that will be read."""
+        stored = self.checkpoint.tensors
+        return sum(stored[tensor.spec.source].nbytes for tensor in self.plan.tensors if tensor.spec.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run made: sizes in bytes, times in seconds."""
+
+    path: Path
+    type_name: str
+    file_size: int
+    source_bytes: int
+    weights: int
+    seconds: float
+    by_type: dict[str, tuple[int, int, int]]
+
+
+def prepare(path: Path, type_name: str) -> Prepared:
+    """Understand a model's folder and plan its file; milliseconds, whatever the model's size.
+
+    Raises `UsageError` for an unknown type and `BadInputError` for a folder that can't be used.
+    """
+    recipe = recipes.find(type_name)
+    source = open_source(path)
+    checkpoint = Checkpoint.open(source.folder)
+    family = families.open_model(source)
+    specs = family.tensors(checkpoint.tensors)
+    keys = KeyTable()
+    set_general(keys, source, family.architecture, sum(spec.weights for spec in specs))
+    family.set_hyper_parameters(keys, recipe.file_type)
+    keys.u32("general.quantization_version", 2)
+    decided = _decide_types(keys, specs, recipe) if recipe.quantized else {}
+    family.set_vocabulary(keys)
+    return Prepared(source, checkpoint, recipe, plan_file(keys, specs, recipe, decided))
+
+
+def quantize(
+    source: Path,
+    type_name: str,
+    out: Path,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Make a GGUF of a model's folder. `out` is replaced when the new file is whole, and not before.
+
+    Raises `UsageError`, `BadInputError`, `StorageError` or `VerificationError`; then nothing is left behind.
+    """
+    return run(prepare(source, type_name), out, threads=threads, progress=progress)
+
+
+def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: Progress | None = None) -> Result:
+    """Carry a plan out."""
+    began = time.monotonic()
+    plan, checkpoint = prepared.plan, prepared.checkpoint
+    out = out.absolute()
+    _check_target(out, prepared)
+    samples, done, total = Samples(), 0, prepared.source_bytes
+    with checkpoint, AtomicFile(out, plan.file_size) as file:
+        file.write(memoryview(plan.header))
+        for slab, data in _encoded(prepared, threads or available_cpus()):
+            tensor = slab.tensor
+            place = slab.first_row * tensor.row_bytes
+            samples.take(len(plan.header) + tensor.offset + place, data)
+            file.write(data)
+            if slab.first_row + slab.rows == tensor.spec.rows:
+                file.write(memoryview(bytes(-(tensor.offset + tensor.nbytes) % 32)))
+            if slab.stored is not None:
+                done += slab.weights * slab.stored.nbytes // tensor.spec.weights
+            if progress is not None:
+                progress(done, total)
+        file.commit(lambda part: verify(part, plan, samples))
+    weights = sum(tensor.spec.weights for tensor in plan.tensors)
+    seconds = time.monotonic() - began
+    return Result(out, prepared.recipe.name, plan.file_size, total, weights, seconds, plan.by_type())
+
+
+def available_cpus() -> int:
+    """Return how many processors this process may use: the smaller of its affinity and its cgroup's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            cpus = min(cpus, math.ceil(int(quota) / int(period)))
+    return max(1, cpus)
+
+
+def _encoded(prepared: Prepared, threads: int) -> Iterator[tuple[Slab, memoryview]]:
+    """Yield every slab with its bytes, in the file's order; the next ones are computed meanwhile."""
+    checkpoint, through_bf16 = prepared.checkpoint, prepared.recipe.quantized
+
+    def work(slab: Slab, space: Workspace) -> memoryview:
+        return memoryview(encode(slab, checkpoint, space, through_bf16=through_bf16))
+
+    free = [Workspace() for _ in range(threads * 2 + 2)]
+    pending: collections.deque[tuple[Slab, Workspace, concurrent.futures.Future[memoryview]]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
+        try:
+            for tensor in prepared.plan.tensors:
+                stored = checkpoint.tensors[tensor.spec.source] if tensor.spec.source else None
+                for slab in slabs_of(tensor, stored):
+                    if not free:
+                        done, space, future = pending.popleft()
+                        yield done, future.result()
+                        free.append(space)
+                    space = free.pop()
+                    pending.append((slab, space, pool.submit(work, slab, space)))
+            while pending:
+                done, _, future = pending.popleft()
+                yield done, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_target(out: Path, prepared: Prepared) -> None:
+    if out.is_dir():
+        raise UsageError(f"{out}: a folder; --out names the file to write", param="out")
+    inputs = [*prepared.checkpoint.shards, *(prepared.source.folder / name for name in _DATA_NAMES)]
+    if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
+        raise UsageError(f"{out}: is a file of the model itself; choose another --out", param="out")
+
+
+def _decide_types(keys: KeyTable, specs: list[TensorSpec], recipe: Recipe) -> dict[str, str]:
+    draft = make_plan(keys, specs, draft_types(specs, recipe.float_type))
+    with _sparse_file(draft) as path:
+        return quantizer.select_types(path, recipe.file_type)
+
+
+@contextlib.contextmanager
+def _sparse_file(draft: Plan) -> Iterator[Path]:
+    """Make the draft a file of its full size that takes no room: only the header is there. On Linux it has no name."""
+    try:
+        if hasattr(os, "memfd_create"):
+            file = os.memfd_create("pestle-draft", os.MFD_CLOEXEC)
+            with os.fdopen(file, "wb") as stream:
+                _fill(file, draft)
+                yield Path(f"/proc/self/fd/{stream.fileno()}")
+            return
+        with tempfile.NamedTemporaryFile(prefix="pestle-draft-") as stream:
+            _fill(stream.fileno(), draft)
+            yield Path(stream.name)
+    except OSError as error:
+        raise StorageError(f"{tempfile.gettempdir()}: no temporary file can be made: {error}") from error
+
+
+def _fill(file: int, draft: Plan) -> None:
+    os.write(file, draft.header)
+    os.ftruncate(file, draft.file_size)

@@ -1,0 +1,169 @@
+"""Tells people and programs how a run goes: a bar on a terminal, lines elsewhere, JSON lines for scripts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import msgspec
+
+from app.errors import PestleError
+from quantize.pipeline import Prepared, Result
+
+FORMATS = ("human", "json", "quiet")
+
+_BAR_SECONDS = 0.1
+_LINE_SECONDS = 5.0
+_JSON_SECONDS = 0.5
+_BAR_CELLS = 24
+
+
+class Reporter(Protocol):
+    """Hears of everything that happens in a run."""
+
+    def progress(self, done: int, total: int) -> None:
+        """So many bytes of the source are done."""
+
+    def plan(self, prepared: Prepared, out: Path) -> None:
+        """This is what would be made."""
+
+    def done(self, result: Result) -> None:
+        """The file is there."""
+
+    def error(self, error: PestleError) -> None:
+        """The run failed."""
+
+
+def open_reporter(name: str) -> Reporter:
+    """Return the reporter of a format."""
+    if name == "json":
+        return JsonReporter(sys.stdout)
+    return HumanReporter(sys.stdout, sys.stderr, quiet=name == "quiet")
+
+
+def size(count: float) -> str:
+    """Return bytes as people read them: `1.24 GB`."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+class _Pace:
+    """Says when it is time for the next report, and how fast the run goes."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._next = self._began
+
+    def due(self, *, last: bool) -> bool:
+        now = time.monotonic()
+        if now < self._next and not last:
+            return False
+        self._next = now + self._seconds
+        return True
+
+    def rate(self, done: int) -> float:
+        return done / max(time.monotonic() - self._began, 1e-6)
+
+
+class HumanReporter:
+    """Writes results to `out` and everything else to `err`."""
+
+    def __init__(self, out: TextIO, err: TextIO, *, quiet: bool = False) -> None:
+        self._out, self._err, self._quiet = out, err, quiet
+        self._terminal = err.isatty()
+        self._pace: _Pace | None = None
+        self._drawn = False
+
+    def progress(self, done: int, total: int) -> None:
+        """Draw the bar again, or write a line now and then."""
+        if self._quiet:
+            return
+        if self._pace is None:
+            self._pace = _Pace(_BAR_SECONDS if self._terminal else _LINE_SECONDS)
+        if not self._pace.due(last=done == total and self._terminal):
+            return
+        rate = self._pace.rate(done)
+        left = (total - done) / rate if rate else 0
+        text = f"{done / max(total, 1):4.0%}  {size(done)} of {size(total)}  {size(rate)}/s  {left:.0f} s left"
+        if self._terminal:
+            cells = _BAR_CELLS * done // max(total, 1)
+            self._err.write(f"\r\x1b[K{'█' * cells}{'░' * (_BAR_CELLS - cells)} {text}")
+            self._drawn = True
+        else:
+            self._err.write(text.strip() + "\n")
+        self._err.flush()
+
+    def plan(self, prepared: Prepared, out: Path) -> None:
+        """Print the table of types and the exact size."""
+        plan = prepared.plan
+        print(f"{'type':<8}{'tensors':>8}{'weights':>16}{'bytes':>16}", file=self._out)
+        for name, (tensors, weights, nbytes) in plan.by_type().items():
+            print(f"{name:<8}{tensors:>8}{weights:>16,}{nbytes:>16,}", file=self._out)
+        print(f"{out}: {plan.file_size:,} bytes ({size(plan.file_size)}); nothing was written", file=self._out)
+
+    def done(self, result: Result) -> None:
+        """Print where the file is."""
+        self._end_bar()
+        if not self._quiet:
+            bits = 8 * result.file_size / result.weights
+            print(
+                f"{result.path}: {result.type_name.upper()}, {size(result.file_size)} of {size(result.source_bytes)}, "
+                f"{bits:.2f} bits a weight, in {result.seconds:.1f} s",
+                file=self._out,
+            )
+
+    def error(self, error: PestleError) -> None:
+        """Print what was wrong, also when quiet."""
+        self._end_bar()
+        print(f"error: {error.message}", file=self._err)
+
+    def _end_bar(self) -> None:
+        if self._drawn:
+            self._err.write("\r\x1b[K")
+            self._drawn = False
+
+
+class JsonReporter:
+    """Writes one JSON object a line: `plan`, `progress`, then `done` or `error`."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._pace = _Pace(_JSON_SECONDS)
+
+    def progress(self, done: int, total: int) -> None:
+        """Write a line twice a second, and at the end."""
+        if self._pace.due(last=done == total):
+            self._write("progress", done=done, total=total, bytes_per_second=round(self._pace.rate(done)))
+
+    def plan(self, prepared: Prepared, out: Path) -> None:
+        """Write every tensor's type and size, and the file's."""
+        tensors = [
+            {"name": tensor.spec.name, "type": tensor.type_name, "shape": tensor.spec.shape, "bytes": tensor.nbytes}
+            for tensor in prepared.plan.tensors
+        ]
+        self._write("plan", path=str(out), type=prepared.recipe.name, bytes=prepared.plan.file_size, tensors=tensors)
+
+    def done(self, result: Result) -> None:
+        """Write where the file is, its size and the time it took."""
+        self._write(
+            "done",
+            path=str(result.path),
+            type=result.type_name,
+            bytes=result.file_size,
+            source_bytes=result.source_bytes,
+            weights=result.weights,
+            seconds=round(result.seconds, 3),
+        )
+
+    def error(self, error: PestleError) -> None:
+        """Write what was wrong and the exit code."""
+        self._write("error", kind=type(error).__name__, message=error.message, exit_code=error.exit_code)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        print(msgspec.json.encode({"event": event, **fields}).decode(), file=self._out, flush=True)

@@ -1,0 +1,252 @@
+"""Carries the vocabulary over: byte-level BPE, SentencePiece, and SentencePiece written as tokenizer.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from app.errors import TokenizerError
+from app.models.gguf_types import ValueType
+from quantize.header import KeyTable
+from quantize.pretokenizers import pre_tokenizer_name
+from quantize.source import Source
+from quantize.special_tokens import find_special_tokens
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_CODE_LLAMA_TOKENS = 32016
+_CODE_LLAMA_END_OF_TURN = 32010
+_NO_BOS_TOKENS = 49152  # the vocabularies of Granite and SmolLM, which never want a BOS
+_SPACE = "\u2581"
+
+
+@dataclasses.dataclass
+class Vocabulary:
+    """The tokens by id, with llama.cpp's types; scores for SentencePiece, merges for BPE."""
+
+    tokens: list[str | bytes]
+    types: list[int]
+    scores: list[float] = dataclasses.field(default_factory=list)
+    merges: list[str] = dataclasses.field(default_factory=list)
+
+    def set_keys(self, keys: KeyTable, model: str, splitter: str) -> None:
+        """Set the tokenizer's name and its lists."""
+        keys.text("tokenizer.ggml.model", model)
+        keys.text("tokenizer.ggml.pre", splitter)
+        keys.array("tokenizer.ggml.tokens", ValueType.STRING, self.tokens)
+        keys.array("tokenizer.ggml.scores", ValueType.FLOAT32, self.scores)
+        keys.array("tokenizer.ggml.token_type", ValueType.INT32, self.types)
+        keys.array("tokenizer.ggml.merges", ValueType.STRING, self.merges)
+
+
+def set_llama_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
+    """Set the tokenizer's keys for a Llama with `size` rows of embeddings.
+
+    Raises `TokenizerError` that says which file is missing, damaged or beyond what can be carried over exactly.
+    """
+    try:
+        _set_vocabulary(keys, source, size)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise TokenizerError(f"{source.folder}: the tokenizer's files are damaged: {error!r}") from error
+
+
+def _set_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
+    settings, tokenizer = source.tokenizer_config or {}, source.tokenizer
+    if settings.get("add_prefix_space") is not None:
+        keys.boolean("tokenizer.ggml.add_space_prefix", bool(settings["add_prefix_space"]))
+    if (source.folder / "tokenizer.model").is_file():
+        _sentencepiece(source, size).set_keys(keys, "llama", "default")
+        find_special_tokens(source, size).set_keys(keys)
+    elif tokenizer is None:
+        raise TokenizerError(f"{source.folder}: neither tokenizer.model nor tokenizer.json")
+    elif _is_sentencepiece(tokenizer):
+        _converted_sentencepiece(source, tokenizer, size).set_keys(keys, "llama", "default")
+        find_special_tokens(source, size).set_keys(keys)
+    else:
+        splitter = pre_tokenizer_name(tokenizer)
+        _byte_level_bpe(source, tokenizer, size).set_keys(keys, "gpt2", splitter)
+        find_special_tokens(source).set_keys(keys)
+    if size == _CODE_LLAMA_TOKENS:
+        keys.u32("tokenizer.ggml.eot_token_id", _CODE_LLAMA_END_OF_TURN)
+    if size == _NO_BOS_TOKENS:
+        keys.boolean("tokenizer.ggml.add_bos_token", False)
+
+
+def _is_sentencepiece(tokenizer: dict[str, Any]) -> bool:
+    model, decoder = tokenizer["model"], tokenizer.get("decoder") or {}
+    return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and decoder.get("type") == "Sequence"
+
+
+def looks_special(token: str) -> bool:
+    """Tell whether an added token is a control token although its file does not say so."""
+    return (
+        token in {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
+        or (token.startswith(("<|", "<\uff5c")) and token.endswith(("|>", "\uff5c>")))
+        or (token.startswith("<unused") and token.endswith(">"))
+    )
+
+
+# ---- byte-level BPE
+
+
+def _byte_level_bpe(source: Source, tokenizer: dict[str, Any], size: int) -> Vocabulary:
+    model = tokenizer["model"]
+    if model.get("type") != "BPE":
+        raise TokenizerError(f"{source.folder / 'tokenizer.json'}: the model is {model.get('type')!r}; BPE is known")
+    added = _added_tokens(source, tokenizer)
+    by_id: dict[int, str] = {token: text for text, token in model["vocab"].items()}
+    by_id |= {entry["id"]: text for text, entry in added.items()}
+    _check_ids(source, by_id, size)
+    tokens: list[str | bytes] = []
+    types: list[int] = []
+    for token in range(size):
+        text = by_id.get(token)
+        if text is None:
+            text, kind = f"[PAD{token}]", UNUSED
+        elif text in added:
+            entry = added[text]
+            text = text if entry.get("normalized") else _as_decoded(text)
+            if entry.get("special") or looks_special(text):
+                kind = CONTROL
+            else:
+                text, kind = text.replace(_SPACE, " "), USER_DEFINED
+        else:
+            kind = NORMAL
+        tokens.append(text)
+        types.append(kind)
+    return Vocabulary(tokens, types, merges=_merges(source, model.get("merges")))
+
+
+def _check_ids(source: Source, by_id: dict[int, str], size: int) -> None:
+    largest = max(by_id, default=-1)
+    if largest >= size:
+        raise TokenizerError(
+            f"{source.folder}: the tokenizer has the token {by_id[largest]!r} with id {largest}; "
+            f"vocab_size in config.json leaves room for {size}"
+        )
+    if min(by_id, default=0) < 0:
+        raise TokenizerError(f"{source.folder}: the tokenizer has a token with a negative id")
+
+
+def _added_tokens(source: Source, tokenizer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return text → entry of tokenizer.json's added tokens and of those that only tokenizer_config.json knows."""
+    added: dict[str, dict[str, Any]] = {entry["content"]: entry for entry in tokenizer.get("added_tokens") or []}
+    settings, base = source.tokenizer_config or {}, tokenizer["model"]["vocab"]
+    more = [dict(entry) for _, entry in sorted((settings.get("added_tokens_decoder") or {}).items())]
+    more += [{"content": text, "special": True} for text in _named_special_tokens(settings)]
+    used = max([-1, *base.values(), *(entry["id"] for entry in added.values())])
+    for entry in more:
+        text = entry["content"]
+        if text not in added:
+            token = base.get(text)
+            if token is None:
+                used += 1
+                token = used
+            added[text] = {**entry, "id": token}
+    return added
+
+
+def _named_special_tokens(settings: dict[str, Any]) -> list[str]:
+    kinds = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    entries = [settings.get(f"{kind}_token") for kind in kinds] + list(settings.get("additional_special_tokens") or [])
+    texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
+    return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + rank): byte for rank, byte in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _as_decoded(text: str) -> str:
+    # upstream writes an added token as it comes back from encoding and decoding, which reads letters of GPT-2's
+    # byte alphabet as the bytes that they stand for
+    if text.isascii() or not all(letter in _BYTE_OF for letter in text):
+        return text
+    return bytes(_BYTE_OF[letter] for letter in text).decode(errors="replace")
+
+
+def _merges(source: Source, merges: Any) -> list[str]:
+    if isinstance(merges, list) and merges:
+        if all(isinstance(merge, str) for merge in merges):
+            return merges
+        if all(isinstance(merge, list) and len(merge) == 2 for merge in merges):
+            # a space inside a part takes its letter of the byte alphabet, for the space is what parts the two
+            return [f"{left.replace(' ', 'Ġ')} {right.replace(' ', 'Ġ')}" for left, right in merges]
+        raise TokenizerError(f"{source.folder / 'tokenizer.json'}: the merges are neither strings nor pairs of strings")
+    lines = (source.read_text("merges.txt") or "").splitlines()
+    parts = [line.split() for line in (lines[1:] if lines and lines[0].startswith("#") else lines)]
+    found = [" ".join(part) for part in parts if len(part) == 2]
+    if not found:
+        raise TokenizerError(f"{source.folder / 'tokenizer.json'}: a BPE tokenizer without merges")
+    return found
+
+
+# ---- SentencePiece
+
+
+def _sentencepiece(source: Source, size: int) -> Vocabulary:
+    from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - most models do without it
+
+    path = source.folder / "tokenizer.model"
+    try:
+        pieces = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise TokenizerError(f"{path}: not a SentencePiece model: {error}") from error
+    tokens: list[str | bytes] = [f"[PAD{token}]" for token in range(size)]
+    words = Vocabulary(tokens, [UNUSED] * size, scores=[-10000.0] * size)
+    for token in range(min(pieces.vocab_size(), size)):
+        tokens[token] = pieces.IdToPiece(token)
+        words.scores[token] = pieces.GetScore(token)
+        if pieces.IsUnknown(token):
+            words.types[token] = UNKNOWN
+        elif pieces.IsControl(token):
+            words.types[token] = CONTROL
+        elif pieces.IsByte(token):
+            words.types[token] = BYTE
+        elif not pieces.IsUnused(token):
+            words.types[token] = NORMAL
+    for text, token in (source.read_object("added_tokens.json") or {}).items():
+        _replace(words, token, text, USER_DEFINED)
+    for number, entry in ((source.tokenizer_config or {}).get("added_tokens_decoder") or {}).items():
+        text = entry["content"]
+        if entry.get("special") or looks_special(text):
+            _replace(words, int(number), text, CONTROL)
+        else:
+            _replace(words, int(number), text.replace(_SPACE, " "), USER_DEFINED)
+    return words
+
+
+def _replace(words: Vocabulary, token: int, text: str, kind: int) -> None:
+    if 0 <= token < len(words.tokens):  # beyond the embeddings there is nothing that a token could stand for
+        words.tokens[token], words.types[token], words.scores[token] = text, kind, -1000.0
+
+
+def _converted_sentencepiece(source: Source, tokenizer: dict[str, Any], size: int) -> Vocabulary:
+    base: dict[str, int] = tokenizer["model"]["vocab"]
+    added = _added_tokens(source, tokenizer)
+    special = set(_named_special_tokens(source.tokenizer_config or {}))
+    if str((source.tokenizer_config or {}).get("tokenizer_class", "")).startswith("LlamaTokenizer"):
+        special |= {"<s>", "</s>", "<unk>"}
+    by_id = {token: text for text, token in base.items()} | {entry["id"]: text for text, entry in added.items()}
+    _check_ids(source, by_id, size)
+    words = Vocabulary([], [], scores=[-1000.0] * size)
+    for token in range(size):
+        text = by_id.get(token)
+        if text is None:
+            text, kind = f"[PAD{token}]", UNUSED
+        elif text in base and _BYTE_TOKEN.fullmatch(text):
+            kind = BYTE
+        elif text in special:
+            kind = CONTROL
+        else:
+            kind = NORMAL if text in base else USER_DEFINED
+        words.tokens.append(text)
+        words.types.append(kind)
+    return words
