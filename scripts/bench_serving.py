@@ -18,6 +18,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -219,9 +220,12 @@ def bench_peer(bench: Bench) -> tuple[dict[str, Any], list[Figures]]:
             bench.warm_up(target, models[name], sizing)
         for run in range(bench.args.runs):
             for name, target, server in sides if run % 2 == 0 else sides[::-1]:
-                results[name].append(bench.run(target, models[name], sizing, run))
+                before = server.cpu_seconds() if server is not None else 0.0
+                figures = bench.run(target, models[name], sizing, run)
                 if server is not None:
                     server.check_alive()
+                    figures = replace(figures, server_cpu_s=server.cpu_seconds() - before)
+                results[name].append(figures)
                 bench.say(report.table(f"{name}, run {run + 1} of {bench.args.runs}", results[name][-1]))
     subject, other = sides[0][0], sides[1][0]
     pairs = list(zip(results[subject], results[other], strict=True))

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+import psutil
 
 from bench.client import Target
 
@@ -71,6 +73,16 @@ class Server:
         code = self._process.poll()
         if code is not None:
             raise ServerFailedError(f"{self.name} ended with {code}: {shlex.join(self.command)}\n{self._last_lines()}")
+
+    def cpu_seconds(self) -> float:
+        """Sum the CPU time of the process and of its living children."""
+        root = psutil.Process(self._process.pid)
+        total = 0.0
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
 
     def stop(self) -> None:
         """Ask it to end, by its pid; after a while, make it end."""

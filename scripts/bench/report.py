@@ -50,6 +50,7 @@ class Figures:
     error_samples: dict[str, str]
     finish_reasons: dict[str, int]
     generator_cpu: float
+    server_cpu_s: float | None = None
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -120,6 +121,9 @@ def table(title: str, figures: Figures) -> str:
         cells = "".join(f"{values[column]:>10.2f}" if values else f"{'-':>10}" for column in COLUMNS)
         lines.append(f"  {name:<14}{cells}")
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(figures.finish_reasons.items()))
+    if figures.server_cpu_s is not None and figures.tokens_out:
+        each = figures.server_cpu_s / figures.tokens_out * 1000
+        lines.append(f"  the server used {figures.server_cpu_s:.2f} s of CPU, {each:.2f} ms a token")
     lines.append(f"  finish reasons: {reasons or 'none'}")
     if figures.errors:
         lines.append("  errors:")
@@ -143,6 +147,7 @@ def comparison(subject: str, peer: str, pairs: Sequence[tuple[Figures, Figures]]
         "ITL p99 ms": lambda figures: figures.itl_ms.get("p99", 0.0),
         "ITL max ms": lambda figures: figures.itl_ms.get("max", 0.0),
         "end to end p50 ms": lambda figures: figures.end_to_end_ms.get("p50", 0.0),
+        "server CPU s": lambda figures: figures.server_cpu_s or 0.0,
     }
     for name, read in readers.items():
         ours, theirs = [read(pair[0]) for pair in pairs], [read(pair[1]) for pair in pairs]
