@@ -71,7 +71,7 @@ class _Run:
         return InterruptedByUserError.exit_code if self._forced else 0
 
     async def _serve_on(self, listener: socket.socket) -> None:
-        server = self._server()
+        server = build_server(self._pool, self._settings, self._metrics)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         watching = asyncio.create_task(self._watch_pool(base_url(self._settings.host, listener)))
         signalled = asyncio.create_task(self._signals.get())
@@ -88,27 +88,6 @@ class _Run:
             if isinstance(result, Exception):
                 raise result
 
-    def _server(self) -> _Server:
-        app = Edge(create_app(self._pool, self._settings, self._metrics))
-        config = uvicorn.Config(
-            app,
-            http=BoundedHttpProtocol,
-            loop="none",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
-            backlog=_BACKLOG,
-        )
-        get_logger("uvicorn").setLevel("WARNING")
-        server = _Server(config)
-        app.connections = lambda: len(server.server_state.connections)
-        return server
-
     async def _watch_pool(self, url: str) -> None:
         """Call `on_ready` when the model is loaded; raise when it has failed."""
         ready = False
@@ -121,7 +100,7 @@ class _Run:
         reason = self._pool.failure or "the model failed"
         raise EngineError(reason) if ready else ModelLoadError(reason)
 
-    async def _drain(self, server: _Server) -> None:
+    async def _drain(self, server: uvicorn.Server) -> None:
         _log.info("draining", extra={"seconds": self._settings.drain_timeout})
         draining = asyncio.create_task(self._pool.drain(self._settings.drain_timeout))
         insisting = asyncio.create_task(self._signals.get())
@@ -144,6 +123,29 @@ class _Run:
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
+
+
+def build_server(pool: Pool, settings: ServeSettings, metrics: Metrics) -> uvicorn.Server:
+    """Return uvicorn around the application, with our protocol and without its signal handlers."""
+    app = Edge(create_app(pool, settings, metrics))
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttpProtocol,
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
+        backlog=_BACKLOG,
+    )
+    get_logger("uvicorn").setLevel("WARNING")
+    server = _Server(config)
+    app.connections = lambda: len(server.server_state.connections)
+    return server
 
 
 class _Server(uvicorn.Server):

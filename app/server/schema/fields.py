@@ -1,6 +1,6 @@
 """What becomes of every field of a request: honoured, refused, or without effect. Nothing is ignored silently.
 
-Error messages and `docs/api.md` are made from these tables; a test compares them with the installed `openai` package.
+Error messages and `docs/api.md` are made from these tables; a test compares them with the `openai` package.
 """
 
 from __future__ import annotations
@@ -128,14 +128,3 @@ def suggestion(name: str, fields: dict[str, Field]) -> str:
     """Return a sentence that names the field which was probably meant, or nothing."""
     near = difflib.get_close_matches(name, fields, 1, 0.75)
     return f"; did you mean '{near[0]}'?" if near else "; remove it"
-
-
-def markdown() -> str:
-    """Return the tables of `docs/api.md`."""
-    parts = [_table("POST /v1/chat/completions", CHAT), _table("POST /v1/completions", COMPLETIONS)]
-    return "\n".join([*parts, _table("Inside fields", NESTED)])
-
-
-def _table(title: str, fields: dict[str, Field]) -> str:
-    rows = [f"| `{name}` | {field.use} | {field.takes} |" for name, field in fields.items()]
-    return "\n".join([f"## {title}", "", "| field | use | takes |", "|---|---|---|", *rows, ""])
