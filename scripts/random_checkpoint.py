@@ -39,6 +39,7 @@ class Shape:
     architecture: str = "LlamaForCausalLM"
     config: tuple[tuple[str, Any], ...] = ()
     front_matter: str = ""
+    instruct: bool = False  # laid out as newer instruct models are: see _as_instruct
 
 
 LLAMA3_ROPE = {
@@ -59,9 +60,31 @@ tags:
 pipeline_tag: text-generation
 """
 
+INSTRUCT_FRONT_MATTER = """base_model:
+- meta-llama/Llama-3.2-1B
+datasets:
+- pestle/nothing-at-all
+language: en
+library_name: transformers
+license: other
+license_name: random
+license_link: LICENSE
+tags: [llama-3, instruct]
+"""
+INSTRUCT_EOS = ("<|end_of_text|>", "<|eot_id|>")
+INSTRUCT_TEMPLATE = (
+    "{{- bos_token }}{% for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{- message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+
 SHAPES = {
     # Grouped queries, rope scaling, untied. 688 is no multiple of 256, so that K-quants fall back in ffn_down.
     "tiny-llama3": Shape(256, 688, 8, 8, 2, 32, tied=False, config=LLAMA3_CONFIG, front_matter=FRONT_MATTER),
+    "tiny-llama3-instruct": Shape(
+        256, 512, 8, 4, 2, 64, tied=True, config=LLAMA3_CONFIG, front_matter=INSTRUCT_FRONT_MATTER, instruct=True
+    ),
     # head_dim * heads != hidden, as Mistral Nemo has it; 320 is no multiple of 256.
     "tiny-mistral": Shape(
         320, 1024, 6, 8, 2, 64, tied=False, architecture="MistralForCausalLM",
@@ -113,9 +136,30 @@ def write_checkpoint(out: Path, shape: Shape, vocabulary: Vocabulary, dtype: str
         if shape.front_matter:
             text = f"---\n{shape.front_matter}---\n\nRandom weights in the shape of a real model.\n"
             (folder / "README.md").write_text(text, encoding="utf-8")
+        if shape.instruct:
+            _as_instruct(folder, vocabulary)
         tensors = model_tensors(shape, len(vocabulary.tokens), seed)
         for _ in write_shards(folder, tensors, dtype.upper(), shards):
             pass
+
+
+def _as_instruct(folder: Path, vocabulary: Vocabulary) -> None:
+    """Lay the folder out as newer instruct models are.
+
+    The chat template has a file of its own, generations end at any of several tokens, config.json leaves head_dim to be
+    computed, and the tokenizer's EOS is that of a turn.
+    """
+    ends = [vocabulary.tokens.index(token) for token in INSTRUCT_EOS]
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        values.pop("head_dim", None)
+        write_json(folder / name, values | {"eos_token_id": ends})
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write_json(folder / "tokenizer_config.json", config | {"eos_token": INSTRUCT_EOS[-1]})
+    special = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
+    special["eos_token"]["content"] = INSTRUCT_EOS[-1]
+    write_json(folder / "special_tokens_map.json", special)
+    (folder / "chat_template.jinja").write_text(INSTRUCT_TEMPLATE, encoding="utf-8")
 
 
 def model_config(shape: Shape, vocabulary: Vocabulary, dtype: str) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""Compare what Pestle quantizes, byte for byte, with what upstream's two steps make of the same checkpoints.
+
+    python scripts/oracle.py [--checkpoint NAME ...] [--type T ...] [--write docs/oracle.md] [--work DIR]
+
+Upstream: convert_hf_to_gguf.py --outtype bf16 in its own environment (made on first use, see upstream.py), then
+llama_model_quantize of the installed library. Pestle: `python -P -m quantize` in one pass. Prints a matrix and every
+difference. Exit codes: 0 equal but for the differences explained here, 1 not equal, 3 a side failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gguf_compare import Comparison, compare
+from oracle_report import matrix, report
+from rebuild_default_checkpoint import default_folder
+from upstream import FILE_TYPES, Upstream, UpstreamError, find_upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SCRIPTS = Path(__file__).parent
+DEFAULT = "SmolLM2-135M-Instruct"
+THREADS = 2
+
+# Keys that differ on purpose, with the reason. None so far: the files are the same.
+EXPLAINED: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint to compare: how random_checkpoint.py makes it, and the pre-tokenizer's name if upstream needs it."""
+
+    what: str
+    shape: str
+    vocabulary: str | None = None
+    flags: tuple[str, ...] = ()
+    pre_tokenizer: str | None = None
+
+
+CASES = {
+    DEFAULT: Case("the rebuilt default, bf16, tied embeddings, byte-level BPE", shape=""),
+    "tiny-llama3": Case("Llama 3: rope scaling, grouped queries, untied, its vocabulary", "tiny-llama3", "llama-bpe"),
+    "tiny-llama3-instruct": Case(
+        "Llama 3 Instruct: chat template in a file of its own, list of EOS tokens, no head_dim",
+        "tiny-llama3-instruct", "llama-bpe",
+    ),
+    "tiny-llama3-sharded": Case("the same shape in three shards", "tiny-llama3", flags=("--shards", "3")),
+    "tiny-llama3-f16": Case("f16 source", "tiny-llama3", flags=("--dtype", "f16")),
+    "tiny-llama3-f32": Case(
+        "f32 source, truncated vocabulary", "tiny-llama3", flags=("--dtype", "f32", "--truncate-vocab", "4000"),
+        pre_tokenizer="smollm",
+    ),
+    "tiny-mistral": Case("Mistral: heads wider than hidden / heads, SentencePiece", "tiny-mistral", "llama-spm"),
+    "tiny-llama-spm": Case("Llama 2: a key for every head, SentencePiece", "tiny-llama-spm", "llama-spm"),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--checkpoint", action="append", choices=list(CASES), metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--type", action="append", choices=list(FILE_TYPES), metavar="T", help=", ".join(FILE_TYPES))
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the results as Markdown")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="keep checkpoints and files here; default: a temporary folder"
+    )
+    arguments = parser.parse_args()
+    names, types = arguments.checkpoint or list(CASES), arguments.type or list(FILE_TYPES)
+    try:
+        upstream = find_upstream()
+        with tempfile.TemporaryDirectory(prefix="pestle-oracle-") as temporary:
+            work: Path = arguments.work or Path(temporary)
+            work.mkdir(parents=True, exist_ok=True)
+            results = dict(compare_all(upstream, names, types, work))
+    except (UpstreamError, subprocess.CalledProcessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        print(f"error: {error}\n{said or ''}", file=sys.stderr)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    print("\n".join(matrix(results, types)))
+    bad = print_differences(results)
+    if arguments.write:
+        descriptions = {name: CASES[name].what for name in names}
+        arguments.write.write_text(report(results, types, descriptions, EXPLAINED, upstream), encoding="utf-8")
+    return 1 if bad else 0
+
+
+def compare_all(
+    upstream: Upstream, names: list[str], types: list[str], work: Path
+) -> Iterator[tuple[tuple[str, str], Comparison]]:
+    """Yield ((checkpoint, type), comparison), one checkpoint after the other."""
+    for name in names:
+        case = CASES[name]
+        checkpoint = make_checkpoint(name, case, upstream, work)
+        started = time.monotonic()
+        converted = work / f"{name}.upstream.bf16-intermediate.gguf"
+        upstream.run(upstream.convert_command(checkpoint, converted, case.pre_tokenizer))
+        for type_name in types:
+            theirs, ours = (work / f"{name}.{side}.{type_name}.gguf" for side in ("upstream", "pestle"))
+            upstream.run(upstream.quantize_command(converted, theirs, type_name, THREADS))
+            ours.unlink(missing_ok=True)
+            command = [sys.executable, "-P", "-m", "quantize", checkpoint, "--type", type_name, "--out", ours]
+            subprocess.run([*map(str, command), "--format", "quiet"], check=True, capture_output=True, text=True)
+            yield (name, type_name), compare(ours, theirs)
+            theirs.unlink()
+            ours.unlink()
+        converted.unlink()
+        print(f"{name}: compared in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def make_checkpoint(name: str, case: Case, upstream: Upstream, work: Path) -> Path:
+    """Make the checkpoint's folder, or find it; returns its path. Upstream takes the model's name from the folder's."""
+    if name == DEFAULT:
+        _script("rebuild_default_checkpoint.py")
+        return default_folder()
+    folder = work / "checkpoints" / name
+    if not folder.exists():
+        if case.vocabulary:
+            vocabulary = ["--vocab", str(upstream.llama_cpp / "models" / f"ggml-vocab-{case.vocabulary}.gguf")]
+        else:
+            vocabulary = ["--vocab-from", str(make_checkpoint(DEFAULT, CASES[DEFAULT], upstream, work))]
+        _script("random_checkpoint.py", "--shape", case.shape, "--out", str(folder), *vocabulary, *case.flags)
+    return folder
+
+
+def _script(name: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], check=True, capture_output=True, text=True)
+
+
+def print_differences(results: dict[tuple[str, str], Comparison]) -> int:
+    """Print every difference with its reason, if it has one; returns the number of those without."""
+    bad = 0
+    for (name, type_name), result in results.items():
+        for kind, lines in (("key", result.keys), ("tensor", result.tensors)):
+            for what, difference in lines.items():
+                reason = EXPLAINED.get(what) if kind == "key" else None
+                bad += reason is None
+                print(f"{name} {type_name}: {kind} {what}: {difference} [{reason or 'NOT EXPLAINED'}]")
+        for difference in result.layout:
+            bad += 1
+            print(f"{name} {type_name}: {difference} [NOT EXPLAINED]")
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())
