@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     model_file = prepare_model(settings.model_path, settings.quantization, cache_folder(settings))
     read_header(model_file, largest_array=0)  # truncated or hostile files end here, before any library sees them
     model_id = model_file.stem
-    metrics = Metrics(model_id)
+    metrics = Metrics()
     pool = Pool(settings, model_file, model_id, metrics)
     pool.spawn()  # the children load while the web framework is being imported
     from app.server.run import run as run_server  # noqa: PLC0415
