@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.errors import InterruptedByUser, PestleError, StorageError, UsageError
+from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
 from quantize.recipe import RECIPES, find
 
 FORMATS = ("human", "json", "quiet")
@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
             _run(arguments, reporter)
     except PestleError as error:
         reporter.error(error)
-        return error.exit_code
+        return int(error.exit_code)
     except KeyboardInterrupt:
-        interrupted = InterruptedByUser("interrupted; nothing was left behind")
+        interrupted = InterruptedByUserError("interrupted; nothing was left behind")
         reporter.error(interrupted)
         return interrupted.exit_code
     except BrokenPipeError:

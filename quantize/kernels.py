@@ -89,13 +89,10 @@ def encode(slab: Slab, checkpoint: Checkpoint, space: Workspace, *, through_bf16
     _check_finite(
         raw, dtype, space, f"{slab.stored.shard}: the tensor {slab.stored.name!r} holds NaN or infinite weights"
     )
+    if through_bf16 and target != _F32 and dtype != _BF16:
+        raw, dtype = _narrow(_widen(raw, dtype, space), _BF16, space, slab), _BF16
     if dtype == target:
         return raw.view(np.uint8)
-    rounded = through_bf16 and target != _F32
-    if rounded and dtype != _BF16:
-        raw, dtype = _narrow(_widen(raw, dtype, space), _BF16, space, slab), _BF16
-        if target == _BF16:
-            return raw.view(np.uint8)
     values = _widen(raw, dtype, space)
     if target == _F32:
         return values.view(np.uint8)
@@ -113,8 +110,8 @@ def _read(slab: Slab, stored: StoredTensor, checkpoint: Checkpoint, space: Works
     spec = slab.tensor.spec
     row_bytes = spec.row_weights * DTYPE_BYTES[stored.dtype]
     buffer = space.array("raw", np.uint8, slab.rows * row_bytes)
-    checkpoint.read_into(stored, slab.first_row * row_bytes, memoryview(buffer))
-    raw = buffer.view(_EXPONENTS[stored.dtype][0])
+    checkpoint.read_into(stored, slab.first_row * row_bytes, buffer.data)
+    raw: NDArray[Any] = buffer.view(_EXPONENTS[stored.dtype][0])
     if spec.rope_heads is None:
         return raw
     # Hugging Face keeps the first halves of a head's rotary pairs, then the second halves; ggml wants pairs

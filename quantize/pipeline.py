@@ -18,7 +18,7 @@ from app.llama import quantizer
 from quantize import families
 from quantize import recipe as recipes
 from quantize.checkpoint import Checkpoint
-from quantize.header import KeyTable
+from quantize.header import QUANTIZATION_VERSION, KeyTable
 from quantize.kernels import Slab, Workspace, encode, slabs_of
 from quantize.metadata import set_general
 from quantize.plan import Plan, draft_types, make_plan, plan_file
@@ -76,7 +76,7 @@ def prepare(path: Path, type_name: str) -> Prepared:
     keys = KeyTable()
     set_general(keys, source, family.architecture, sum(spec.weights for spec in specs))
     family.set_hyper_parameters(keys, recipe.file_type)
-    keys.u32("general.quantization_version", 2)
+    keys.u32("general.quantization_version", QUANTIZATION_VERSION)
     decided = _decide_types(keys, specs, recipe) if recipe.quantized else {}
     family.set_vocabulary(keys)
     return Prepared(source, checkpoint, recipe, plan_file(keys, specs, recipe, decided))
@@ -138,7 +138,7 @@ def _encoded(prepared: Prepared, threads: int) -> Iterator[tuple[Slab, memoryvie
     checkpoint, through_bf16 = prepared.checkpoint, prepared.recipe.quantized
 
     def work(slab: Slab, space: Workspace) -> memoryview:
-        return memoryview(encode(slab, checkpoint, space, through_bf16=through_bf16))
+        return encode(slab, checkpoint, space, through_bf16=through_bf16).data
 
     free = [Workspace() for _ in range(threads * 2 + 2)]
     pending: collections.deque[tuple[Slab, Workspace, concurrent.futures.Future[memoryview]]] = collections.deque()

@@ -21,19 +21,19 @@ _BAR_CELLS = 24
 
 
 class Reporter(Protocol):
-    """Hears of everything that happens in a run."""
+    """Is told everything that happens in a run."""
 
     def progress(self, done: int, total: int) -> None:
-        """So many bytes of the source are done."""
+        """Hear how many bytes of the source are done."""
 
     def plan(self, prepared: Prepared, out: Path) -> None:
-        """This is what would be made."""
+        """Hear what would be made."""
 
     def done(self, result: Result) -> None:
-        """The file is there."""
+        """Hear that the file is there."""
 
     def error(self, error: PestleError) -> None:
-        """The run failed."""
+        """Hear why the run failed."""
 
 
 def open_reporter(name: str) -> Reporter:

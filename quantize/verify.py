@@ -1,4 +1,4 @@
-"""Looks at a finished file with fresh eyes: is it what was planned?"""
+"""Looks at a finished file with fresh eyes, and tells whether it is what was planned."""
 
 from __future__ import annotations
 
