@@ -1,6 +1,6 @@
 """The text child: one model's chat template and tokenizer, without its weights, under limits of its own.
 
-A thread with a very large stack does the work, one request at a time, in order; the main thread only reads the socket,
+A thread with a large stack does the work, one request at a time, in order; the main thread only reads the socket,
 so that the end of the parent is noticed in the middle of a template that never ends.
 """
 
@@ -26,15 +26,12 @@ from app.llama.library import build_name
 from app.llama.model import VocabularyModel
 from app.messages import FrameReader, Hello, LoadFailed, LoadModel, Refused, RenderChat, Rendered, ToText, encode_frame
 from app.text.template import ChatTemplate
-from app.text.tokenize import Tokenizer
+from app.text.tokenize import SMALL_STACK_BYTES, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# std::regex recurses once a character: on a usual 8 MiB stack 26,000 letters in a row end the process. Virtual memory:
-# only what is touched costs.
-_STACK_BYTES = 1024 * 1024 * 1024
-_MEMORY_HEADROOM_BYTES = 1024 * 1024 * 1024  # over what is mapped once the vocabulary is loaded
+_MEMORY_HEADROOM_BYTES = 2 * 1024 * 1024 * 1024  # over what is mapped after loading; half of it is a large stack
 _RECEIVE_BYTES = 262144
 _PR_SET_PDEATHSIG = 1
 
@@ -48,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if not isinstance(first, LoadModel):
         return 1
     pending: queue.SimpleQueue[ToText] = queue.SimpleQueue()
-    threading.stack_size(_STACK_BYTES)
+    threading.stack_size(SMALL_STACK_BYTES)
     worker = threading.Thread(target=_serve, args=(link, first, pending), daemon=True)
     worker.start()
     for request in requests:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,13 +11,20 @@ import numpy as np
 from app.errors import PromptRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from app.llama.model import VocabularyModel
 
-# The body limit of the HTTP surface is 2 MiB. A pre-tokenizer that recurses took up to 500 bytes of stack for each byte
-# of a run of one class, so that this much fits into the stack that main.py gives the tokenizing thread.
-MAX_PROMPT_BYTES = 2 * 1024 * 1024
+MAX_PROMPT_BYTES = 1024 * 1024
+
+# Several pre-tokenizers (deepseek-llm, tekken, viking, ...) recurse in std::regex: some 430 bytes of stack for each byte
+# of a run of one class were measured, so that 26,000 letters in a row end a thread of the usual 8 MiB. What is touched
+# of a stack stays resident for its thread's life: long prompts get a thread, and a stack, of their own.
+SMALL_STACK_BYTES = 128 * 1024 * 1024
+_LARGE_STACK_BYTES = 1024 * 1024 * 1024
+_SMALL_PROMPT_BYTES = 64 * 1024
 
 _SPECIAL_TOKEN_KEYS = {
     "unk_token": "unknown",
@@ -63,4 +72,26 @@ class Tokenizer:
                 f"the prompt is {len(data)} bytes long as text, the limit is {MAX_PROMPT_BYTES}; shorten it",
                 param=param,
             )
-        return self._model.tokenize(data, add_special=add_special, parse_special=True)
+        if len(data) <= _SMALL_PROMPT_BYTES:
+            return self._model.tokenize(data, add_special=add_special, parse_special=True)
+        return _on_large_stack(lambda: self._model.tokenize(data, add_special=add_special, parse_special=True))
+
+
+def _on_large_stack(work: Callable[[], npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """Run this on a thread that ends with it. Raises what the work raises, MemoryError when no thread can be had."""
+    future: Future[npt.NDArray[np.int32]] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.stack_size(_LARGE_STACK_BYTES)
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise MemoryError from error
+    thread.join()
+    return future.result()
