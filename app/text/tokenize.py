@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_BYTES = 1024 * 1024
 
-# Several pre-tokenizers (deepseek-llm, tekken, viking, ...) recurse in std::regex: some 430 bytes of stack for each byte
+# Several pre-tokenizers (deepseek-llm, tekken, viking, ...) recurse in std::regex: 430 bytes of stack for each byte
 # of a run of one class were measured, so that 26,000 letters in a row end a thread of the usual 8 MiB. What is touched
 # of a stack stays resident for its thread's life: long prompts get a thread, and a stack, of their own.
 SMALL_STACK_BYTES = 128 * 1024 * 1024
