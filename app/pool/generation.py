@@ -96,7 +96,7 @@ class Generation:
                 yield updates
             elif self.error is not None:
                 raise self.error
-            elif self._unfinished == 0:
+            elif self._unfinished == 0 or self._closed:
                 return
             else:
                 await self._arrival()
@@ -110,6 +110,8 @@ class Generation:
         while self._unfinished:
             if self.error is not None:
                 raise self.error
+            if self._closed:
+                raise asyncio.CancelledError
             await self._arrival()
         self.delivered = True
         return [update.piece for update in self._take()]
@@ -123,6 +125,7 @@ class Generation:
         if not self._closed:
             self._closed = True
             self._owner.finished(self)
+            self._wake()
 
     @property
     def cached_tokens(self) -> int:
@@ -165,7 +168,9 @@ class _ChoiceBuffer:
         self.completion_tokens = piece.completion_tokens
         self._texts.append(piece.text)
         if piece.logprobs is not None:
-            self._logprobs = piece.logprobs if self._logprobs is None else self._logprobs + piece.logprobs
+            if self._logprobs is None:
+                self._logprobs = []
+            self._logprobs.extend(piece.logprobs)
         self.last = piece
 
     def take(self) -> Piece:
