@@ -268,8 +268,9 @@ def _error_words(kind: str, event: dict[str, Any]) -> tuple[str, str]:
     error = event["error"]
     if not isinstance(error, dict):
         return kind, str(error)[:ERROR_TEXT_LIMIT]
-    code = error.get("code") or error.get("type") or ""
-    return f"{kind} {code}".strip(), str(error.get("message", ""))[:ERROR_TEXT_LIMIT]
+    # Some servers repeat the status as a number here; their type says more.
+    code = error.get("code") if isinstance(error.get("code"), str) else None
+    return f"{kind} {code or error.get('type') or ''}".strip(), str(error.get("message", ""))[:ERROR_TEXT_LIMIT]
 
 
 def _shorten(body: bytes) -> str:
