@@ -6,6 +6,7 @@ from typing import Any
 
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 
 from app.errors import RouteNotFoundError
 
@@ -59,7 +60,7 @@ def handlers() -> list[HTTPRouteHandler]:
         return serve("index.html", request)
 
     @get("/static/{name:str}", sync_to_thread=False)
-    def static(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+    def static(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
         return serve(name, request)
 
     return [index, static]
