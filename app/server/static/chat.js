@@ -299,8 +299,14 @@ at("new-chat").addEventListener("click", newChat);
 at("welcome").addEventListener("click", (event) => {
   const idea = event.target.closest("[data-idea]")?.dataset.idea;
   if (!idea) return;
-  if (ready) ask(idea);
-  else prompt.value = idea;
+  if (ready) {
+    ask(idea);
+  } else {
+    prompt.value = idea;
+    fitPrompt();
+  }
+  // The button is gone; on a touch screen the focus would raise the keyboard.
+  if (matchMedia("(pointer: fine)").matches) prompt.focus();
 });
 
 restore();
