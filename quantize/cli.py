@@ -42,7 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
         reporter.error(interrupted)
         return interrupted.exit_code
     except BrokenPipeError:
-        return StorageError.exit_code
+        return StorageError.exit_code  # nobody is left to be told
+    except OSError as error:
+        failure = StorageError(f"{error.filename or arguments.source}: {error.strerror or error}")
+        reporter.error(failure)
+        return failure.exit_code
     return 0
 
 
@@ -62,11 +66,15 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def end(_number: int, _frame: Any) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)  # the clean-up that begins now is not to be interrupted again
         raise KeyboardInterrupt
 
     try:
-        previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        previous = {number: signal.signal(number, end) for number in numbers}
     except ValueError:  # not the main thread: the signals are someone else's
         yield
         return

@@ -83,6 +83,12 @@ def _string(text: str | bytes) -> bytes:
     return _LENGTH.pack(len(raw)) + raw
 
 
+def _strings(texts: Sequence[str | bytes]) -> bytes:
+    pack = _LENGTH.pack
+    raw = [text.encode(errors="surrogateescape") if isinstance(text, str) else text for text in texts]
+    return b"".join([piece for text in raw for piece in (pack(len(text)), text)])
+
+
 def _value(value: Value) -> bytes:
     if value.type is ValueType.STRING:
         return _string(value.content)
@@ -92,7 +98,7 @@ def _value(value: Value) -> bytes:
         raise AssertionError("an array without the type of its items")
     head = struct.pack("<IQ", value.item_type, len(value.content))
     if value.item_type is ValueType.STRING:
-        return head + b"".join(map(_string, value.content))
+        return head + _strings(value.content)
     return head + struct.pack(f"<{len(value.content)}{FORMATS[value.item_type]}", *value.content)
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from app.errors import StorageError, UsageError
@@ -104,9 +104,10 @@ def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: 
     out = out.absolute()
     _check_target(out, prepared)
     samples, done, total = Samples(), 0, prepared.source_bytes
-    with checkpoint, AtomicFile(out, plan.file_size) as file:
+    encoded = _encoded(prepared, threads or available_cpus())
+    with checkpoint, AtomicFile(out, plan.file_size) as file, contextlib.closing(encoded):
         file.write(memoryview(plan.header))
-        for slab, data in _encoded(prepared, threads or available_cpus()):
+        for slab, data in encoded:
             tensor = slab.tensor
             place = slab.first_row * tensor.row_bytes
             samples.take(len(plan.header) + tensor.offset + place, data)
@@ -133,7 +134,7 @@ def available_cpus() -> int:
     return max(1, cpus)
 
 
-def _encoded(prepared: Prepared, threads: int) -> Iterator[tuple[Slab, memoryview]]:
+def _encoded(prepared: Prepared, threads: int) -> Generator[tuple[Slab, memoryview], None, None]:
     """Yield every slab with its bytes, in the file's order; the next ones are computed meanwhile."""
     checkpoint, through_bf16 = prepared.checkpoint, prepared.recipe.quantized
 

@@ -58,7 +58,7 @@ class _Pace:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._began = time.monotonic()
-        self._next = self._began
+        self._next = self._began + seconds
 
     def due(self, *, last: bool) -> bool:
         now = time.monotonic()

@@ -42,9 +42,8 @@ class AtomicFile:
         """Create the temporary file and reserve its room. Raises `StorageError` that names the folder and the need."""
         try:
             sweep(self._target)
-            part = self._folder / f".{self._target.name}.{secrets.token_hex(8)}{_SUFFIX}"
-            self._file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            self._part = part
+            self._part = self._folder / f".{self._target.name}.{secrets.token_hex(8)}{_SUFFIX}"
+            self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._reserve()
         except BaseException as error:

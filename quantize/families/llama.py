@@ -125,6 +125,10 @@ class LlamaModel:
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> list[TensorSpec]:
         """Map every tensor of the checkpoint, after checking that all are there and that each has its shape."""
+        if self.blocks > len(stored):
+            raise CheckpointError(
+                f"{self._source.folder}: config.json speaks of {self.blocks} layers; there are {len(stored)} tensors"
+            )
         shapes = self._shapes(stored)
         missing = [name for name in shapes if name not in stored]
         if missing:
