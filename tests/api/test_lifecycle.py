@@ -1,0 +1,138 @@
+"""From start to exit code: bind, load, overload, drain. A real process with the real model."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Serve = Callable[..., contextlib.AbstractContextManager[Any]]
+
+
+def post(url: str, **fields: Any) -> Any:
+    """Send a chat request of the only model; returns the open response."""
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
+        model = json.load(answer)["data"][0]["id"]
+    body = {"model": model, "messages": [{"role": "user", "content": "Count to ten."}], "ignore_eos": True, **fields}
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    return urllib.request.urlopen(request, timeout=100)
+
+
+def status(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@contextlib.contextmanager
+def reading(response: Any) -> Iterator[list[bytes]]:
+    """Read a stream's lines on a thread; the list grows meanwhile and is complete after the block."""
+    lines: list[bytes] = []
+    reader = threading.Thread(target=lambda: lines.extend(response))
+    with response:
+        lines.append(response.readline())
+        reader.start()
+        try:
+            yield lines
+        finally:
+            reader.join(60)
+
+
+def test_sigterm_lets_streams_finish(serve: Serve, default_model: Path, eventually: Callable[..., None]) -> None:
+    with serve(default_model, "--parallel", "2", "--ctx-size", "512", "--drain-timeout", "60") as server:
+        with reading(post(server.url, max_tokens=60, stream=True)) as lines:
+            server.process.send_signal(signal.SIGTERM)
+            eventually(lambda: status(f"{server.url}/health")[0] == 503)
+            assert status(f"{server.url}/health")[1]["status"] == "draining"
+            assert status(f"{server.url}/livez")[0] == 200
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                post(server.url, max_tokens=1)
+            with caught.value as refusal:
+                assert refusal.code == 503
+                assert int(refusal.headers["retry-after"]) >= 1
+                assert json.load(refusal)["error"]["code"] == "draining"
+        assert lines[-2:] == [b"data: [DONE]\n", b"\n"]
+        assert server.process.wait(30) == 0
+
+
+def test_what_outlasts_the_drain_gets_an_error(serve: Serve, default_model: Path) -> None:
+    with serve(default_model, "--parallel", "2", "--ctx-size", "2048", "--drain-timeout", "0.2") as server:
+        with reading(post(server.url, max_tokens=2000, stream=True)) as lines:
+            server.process.send_signal(signal.SIGINT)
+        assert json.loads(lines[-2].removeprefix(b"data: "))["error"]["code"] == "draining"
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_means_now(serve: Serve, default_model: Path, eventually: Callable[..., None]) -> None:
+    with serve(default_model, "--parallel", "2", "--ctx-size", "2048", "--drain-timeout", "600") as server:
+        with reading(post(server.url, max_tokens=2000, stream=True)):
+            server.process.send_signal(signal.SIGTERM)
+            eventually(lambda: status(f"{server.url}/health")[0] == 503)
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(30) == 130
+        assert time.monotonic() - began < 10
+
+
+def test_overload_is_a_quick_no(serve: Serve, default_model: Path) -> None:
+    def ask(_: int) -> tuple[int, str | None]:
+        try:
+            with post(server.url, max_tokens=8) as answer:
+                return (answer.status, None) if json.load(answer)["choices"] else (0, None)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers["retry-after"]
+
+    with serve(default_model, "--parallel", "1", "--ctx-size", "256", "--queue", "1") as server:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(8)))
+        assert {code for code, _ in answers} == {200, 429}
+        assert all(int(after or 0) >= 1 for code, after in answers if code == 429)
+        assert ask(0) == (200, None)
+
+
+def test_a_taken_port_is_a_usage_error(default_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        finished = subprocess.run(
+            [sys.executable, "-m", "app.cli", "serve", str(default_model), "--port", str(port)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert finished.returncode == 2
+    assert f"port {port} of 127.0.0.1 is taken" in finished.stderr
+    assert "--port" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_host_that_is_not_ours_is_a_usage_error(default_model: Path) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "app.cli", "serve", str(default_model), "--port", "0", "--host", "192.0.2.1"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.returncode == 2
+    assert "192.0.2.1" in finished.stderr
+    assert "Traceback" not in finished.stderr
