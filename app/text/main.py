@@ -61,8 +61,8 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
         link.sendall(encode_frame(LoadFailed(error.message)))
         os._exit(1)
     tokenizer = Tokenizer(model)
-    template = ChatTemplate(model.chat_template, model.name or Path(load.path).stem, tokenizer.special_tokens())
     _limit_memory()
+    template = ChatTemplate(model.chat_template, model.name or Path(load.path).stem, tokenizer.special_tokens())
     hello = Hello(
         child="text",
         pid=os.getpid(),

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import jinja2
 import jinja2.ext
 import jinja2.nodes
+from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import TemplateRefusedError
 
 if TYPE_CHECKING:
+    from jinja2.compiler import Frame
     from jinja2.parser import Parser
 
 _PARAM = "messages"
@@ -31,6 +33,19 @@ class _GenerationBlock(jinja2.ext.Extension):
         """Return the block's body as if the tags weren't there."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _NoFolding(CodeGenerator):
+    """Computes nothing while compiling: `{{ 'a' * 9999999999 }}` would eat the memory before any request comes."""
+
+    def _output_child_to_const(self, node: jinja2.nodes.Expr, frame: Frame, finalize: Any) -> str:
+        if not isinstance(node, jinja2.nodes.TemplateData):
+            raise jinja2.nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _NoFolding
 
 
 class _RaisedByTemplate(jinja2.TemplateError):
@@ -80,8 +95,11 @@ class ChatTemplate:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    environment = _Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        optimized=False,  # see _NoFolding
+        extensions=[_GenerationBlock, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception

@@ -88,3 +88,11 @@ def test_a_template_that_does_not_compile_is_refused_when_used() -> None:
 def test_a_model_without_template_is_named(source: str | None) -> None:
     with pytest.raises(TemplateRefusedError, match=r"'tiny' has no chat template.*/v1/completions"):
         ChatTemplate(source, "tiny", {}).render(MESSAGES, add_generation_prompt=True, arguments={})
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ 'a' * 10 ** 12 }}", "{{ 'a' | center(999999999999) }}", "{% set x = 'a' * 10 ** 12 %}"]
+)
+def test_compiling_computes_nothing(source: str) -> None:
+    """Each would take a terabyte, and raise MemoryError, if constants were folded."""
+    assert render("{% if false %}" + source + "{% endif %}fine") == "fine"
