@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from litestar.response import Response
 
@@ -11,26 +11,40 @@ from app.server import sse
 from app.server.disconnect import unless_gone
 from app.server.exceptions import error_document, unexpected
 from app.server.exchange import exchange_of
-from app.server.limits import read_json_body as read
+from app.server.limits import read_json_body
+from app.server.schema.chat import ChatRequest
+from app.server.schema.completions import CompletionRequest
 from app.server.schema.responses import usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from litestar.connection import Request
 
     from app.messages import Piece
+    from app.observability.metrics import Metrics
     from app.pool.generation import Generation
     from app.pool.pool import Pool
-    from app.pool.request import GenerationRequest
+    from app.pool.request import GenerationRequest, ModelInfo
     from app.server.exchange import Exchange
 
-__all__ = ["json", "no_effect_header", "read", "request_id", "stream", "whole"]
+
+Asked = TypeVar("Asked", ChatRequest, CompletionRequest)
 
 
-def request_id(request: Request[Any, Any, Any]) -> str:
-    """Return the id that the answer and the logs carry."""
-    return exchange_of(request.scope).request_id
+async def read(
+    request: Request[Any, Any, Any], pool: Pool, metrics: Metrics, decode: Callable[[bytes], Asked]
+) -> tuple[Asked, ModelInfo, GenerationRequest]:
+    """Return the decoded body, the model that it names, and what to ask the pool for.
+
+    Raises what reading and decoding raise, and ModelNotFoundError; such refusals are counted under the served model.
+    """
+    try:
+        asked = decode(await read_json_body(request))
+        return asked, pool.model(asked.model), asked.generation_request(exchange_of(request.scope).request_id)
+    except PestleError as error:
+        metrics.model(pool.models()[0].id).failure(error.code or error.type)
+        raise
 
 
 def no_effect_header(names: list[str]) -> dict[str, str]:

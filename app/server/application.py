@@ -20,8 +20,8 @@ def create_app(pool: Pool, settings: ServeSettings, metrics: Metrics) -> Litesta
     """Return the application. Serve it within an `Edge`, which gives each request its id and its headers."""
     return Litestar(
         route_handlers=[
-            chat.handler(pool),
-            completions.handler(pool),
+            chat.handler(pool, metrics),
+            completions.handler(pool, metrics),
             *models.handlers(pool),
             *health.handlers(pool),
             metrics_route.handler(metrics),

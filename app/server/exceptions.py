@@ -60,7 +60,8 @@ def _on_pestle_error(request: Request[Any, Any, Any], error: PestleError) -> Res
     return error_response(error, closing)
 
 
-def _on_client_gone(_request: Request[Any, Any, Any], _error: ClientGoneError) -> Response[bytes]:
+def _on_client_gone(request: Request[Any, Any, Any], _error: ClientGoneError) -> Response[bytes]:
+    exchange_of(request.scope).error_code = "client_gone"
     return Response(b"", status_code=CLIENT_CLOSED_REQUEST, media_type="application/json")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.server.exchange import choose_request_id
 from app.server.limits import BODY_SECONDS, HEADER_SECONDS, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
@@ -114,5 +115,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": "bad_http"}
             body = msgspec.json.encode({"error": error})
             head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n" % (status, reason)
+            head += b"x-request-id: %s\r\n" % choose_request_id([]).encode()
             self.transport.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body))
         self.transport.close()

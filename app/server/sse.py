@@ -196,6 +196,8 @@ class _WatchedStream(ASGIStreamingResponse):
         watcher = asyncio.create_task(self._watch(receive))
         try:
             await asyncio.wait((sender, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if not sender.done():
+                self._exchange.error_code = "client_gone"
         finally:
             watcher.cancel()
             sender.cancel()
@@ -227,11 +229,14 @@ class _WatchedStream(ASGIStreamingResponse):
                 if self._sending:
                     if idle >= limits.STALL_SECONDS:
                         self._exchange.abort()
-                elif idle >= limits.HEARTBEAT_SECONDS:
-                    await self._beat()
+                elif idle >= limits.HEARTBEAT_SECONDS and not await self._beat() and idle >= limits.STALL_SECONDS:
+                    self._exchange.abort()
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> bool:
+        """Send a comment; returns whether it went out."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.WATCH_SECONDS):
                 await self._exchange.send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
                 self._last_progress = asyncio.get_running_loop().time()
+                return True
+        return False

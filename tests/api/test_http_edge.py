@@ -119,6 +119,13 @@ class TestPaths:
         assert headers["content-type"].startswith("text/plain; version=")
         assert b"# TYPE pestle_num_requests_running gauge" in body
 
+    def test_refused_requests_are_counted(self, edge: EdgeServer) -> None:
+        for body in (b"{", chat(n=99), chat(made_up=1), chat(model="x")):
+            edge.post(CHAT, body)
+        page = edge.send("GET", "/metrics")[2].decode()
+        counted = re.findall(r'pestle_request_failure_total{error_type="(\w+)",model_name="org/scripted"} (\d)', page)
+        assert dict(counted) == {"invalid_value": "2", "unknown_parameter": "1", "model_not_found": "1"}
+
     def test_page(self, edge: EdgeServer) -> None:
         status, headers, body = edge.send("GET", "/")
         assert status == 200

@@ -5,20 +5,19 @@ from typing import Any
 from litestar import Request, Response, post
 from litestar.handlers import HTTPRouteHandler
 
+from app.observability.metrics import Metrics
 from app.pool.pool import Pool
 from app.server import answer, sse
 from app.server.schema import responses
 from app.server.schema.chat import decode_chat
 
 
-def handler(pool: Pool) -> HTTPRouteHandler:
+def handler(pool: Pool, metrics: Metrics) -> HTTPRouteHandler:
     """Return the route."""
 
     @post("/v1/chat/completions", status_code=200)
     async def chat_completions(request: Request[Any, Any, Any]) -> Response[Any]:
-        chat = decode_chat(await answer.read(request))
-        model = pool.model(chat.model)
-        asked = chat.generation_request(answer.request_id(request))
+        chat, model, asked = await answer.read(request, pool, metrics, decode_chat)
         headers = answer.no_effect_header(chat.names_without_effect())
         identity = responses.new_identity("chatcmpl", model)
         if not chat.stream:
