@@ -85,8 +85,8 @@ COLUMNS = (
 PAGE = """{heading}
 
 Wall time from the command to its end, warm page cache, medians; the ratio is Pestle's time over the sum of upstream's
-two steps, run by run. Peak: anonymous memory (what the page cache cannot take back) of the process and its children. Wrote:
-what the kernel was given to write; upstream's sum has the BF16 file in between.
+two steps, run by run. Peak: anonymous memory (what the page cache cannot take back) of the process and its children.
+Wrote: what the kernel was given to write; upstream's sum has the BF16 file in between.
 
 {table}
 

@@ -3,8 +3,9 @@
     python scripts/oracle.py [--checkpoint NAME ...] [--type T ...] [--write docs/oracle.md] [--work DIR]
 
 Upstream: convert_hf_to_gguf.py --outtype bf16 in its own environment (made on first use, see upstream.py), then
-llama_model_quantize of the installed library. Pestle: `python -P -m quantize` in one pass. Prints a matrix and every
-difference. Exit codes: 0 equal but for the differences explained here, 1 not equal, 3 a side failed, 130 interrupted.
+llama_model_quantize of the installed library; for bf16 and f16 the converter alone. Pestle: `python -P -m quantize`,
+one pass. Prints a matrix and every difference. Exit codes: 0 equal but for the differences explained here, 1 not equal,
+3 a side failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from gguf_compare import Comparison, compare
 from oracle_report import matrix, report
 from rebuild_default_checkpoint import default_folder
-from upstream import FILE_TYPES, Upstream, UpstreamError, find_upstream
+from upstream import CONVERTED_TYPES, FILE_TYPES, Upstream, UpstreamError, find_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,18 +103,25 @@ def compare_all(
         case = CASES[name]
         checkpoint = make_checkpoint(name, case, upstream, work)
         started = time.monotonic()
-        converted = work / f"{name}.upstream.bf16-intermediate.gguf"
-        upstream.run(upstream.convert_command(checkpoint, converted, case.pre_tokenizer))
+        intermediate = work / f"{name}.upstream.intermediate.gguf"
+        if set(types) - set(CONVERTED_TYPES):
+            upstream.run(upstream.convert_command(checkpoint, intermediate, pre_tokenizer=case.pre_tokenizer))
         for type_name in types:
             theirs, ours = (work / f"{name}.{side}.{type_name}.gguf" for side in ("upstream", "pestle"))
-            upstream.run(upstream.quantize_command(converted, theirs, type_name, THREADS))
+            if type_name in CONVERTED_TYPES:
+                command = upstream.convert_command(
+                    checkpoint, theirs, out_type=type_name, pre_tokenizer=case.pre_tokenizer
+                )
+            else:
+                command = upstream.quantize_command(intermediate, theirs, type_name, THREADS)
+            upstream.run(command)
             ours.unlink(missing_ok=True)
-            command = [sys.executable, "-P", "-m", "quantize", checkpoint, "--type", type_name, "--out", ours]
-            subprocess.run([*map(str, command), "--format", "quiet"], check=True, capture_output=True, text=True)
+            command = [sys.executable, "-P", "-m", "quantize", str(checkpoint), "--type", type_name, "--out", str(ours)]
+            subprocess.run([*command, "--format", "quiet"], check=True, capture_output=True, text=True)
             yield (name, type_name), compare(ours, theirs)
             theirs.unlink()
             ours.unlink()
-        converted.unlink()
+        intermediate.unlink(missing_ok=True)
         print(f"{name}: compared in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 

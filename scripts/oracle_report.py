@@ -21,8 +21,8 @@ Results = dict[tuple[str, str], "Comparison"]
 PAGE = """# The oracle: byte for byte what upstream makes
 
 `make oracle` gives the same checkpoints to upstream's two steps (`convert_hf_to_gguf.py --outtype bf16`, then
-`llama_model_quantize`) and to `pestle quantize`, and compares whole files by sha256; where these differ, every tensor's
-bytes, type, shape and place, and every key's type, value and place.
+`llama_model_quantize`; for `bf16` and `f16` the converter alone) and to `pestle quantize`, and compares whole files by
+sha256; where these differ, every tensor's bytes, type, shape and place, and every key's type, value and place.
 
 **{identical} of {count} files are identical.** `identical` means that the sha256 of the whole file is equal.
 

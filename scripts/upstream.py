@@ -31,6 +31,7 @@ REQUIREMENTS = (
     "requests",
 )
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # llama_ftype
+CONVERTED_TYPES = ("f16", "bf16")  # which the converter writes by itself
 
 # Gives the converter the pre-tokenizer's name where its hash of one string cannot know it (a truncated vocabulary).
 _CONVERT_WITH_NAME = """
@@ -61,9 +62,11 @@ class Upstream:
     python: Path
     llama_cpp: Path
 
-    def convert_command(self, checkpoint: Path, out: Path, pre_tokenizer: str | None = None) -> list[str]:
-        """Return the command of the first step: safetensors → BF16 GGUF."""
-        arguments = [str(checkpoint), "--outtype", "bf16", "--outfile", str(out)]
+    def convert_command(
+        self, checkpoint: Path, out: Path, *, out_type: str = "bf16", pre_tokenizer: str | None = None
+    ) -> list[str]:
+        """Return the command of the first step: safetensors → GGUF of a 16-bit type."""
+        arguments = [str(checkpoint), "--outtype", out_type, "--outfile", str(out)]
         if pre_tokenizer:
             return [str(self.python), "-c", _CONVERT_WITH_NAME, str(self.llama_cpp), pre_tokenizer, *arguments]
         return [str(self.python), str(self.llama_cpp / "convert_hf_to_gguf.py"), *arguments]
