@@ -70,6 +70,7 @@ class LogTail:
 
 
 log_tail = LogTail()
+_loading = threading.Lock()  # the first to need llama.cpp may be several threads at once
 
 
 def _preload_libstdcxx() -> None:
@@ -95,9 +96,14 @@ def _bindings() -> Any:
         del sys.modules["llama_cpp"]  # who imports the package later gets the real one
 
 
-@functools.cache
 def load() -> Any:
     """Return the module `llama_cpp.llama_cpp` with its back ends initialised and its log captured in `log_tail`."""
+    with _loading:
+        return _load()
+
+
+@functools.cache
+def _load() -> Any:
     _preload_libstdcxx()
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     llama_cpp = _bindings()

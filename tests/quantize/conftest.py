@@ -1,0 +1,39 @@
+"""Fixtures of the quantizer's tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.quantize.checkpoints import SHAPES, make_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from the name of a shape to its checkpoint, made once. Tests don't change these."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("checkpoints") / f"Tiny-{name.replace(' ', '-')}-1M-Instruct"
+            made[name] = make_checkpoint(folder, SHAPES[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def quantize_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs `python -P -m quantize` with its arguments."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-m", "quantize", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+    return run
