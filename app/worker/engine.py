@@ -76,6 +76,16 @@ class Engine:
         self._publish(Accepted(command.request))
         self._commands.put(sequence)
 
+    def warm_up(self) -> None:
+        """Compute one token and forget it: the weights get paged in, and a broken graph shows before Hello.
+
+        Raises DecodeError.
+        """
+        self._batch.clear()
+        self._batch.add(0, 0, np.zeros(1, np.int32), wants_logits=True)
+        self._context.decode(self._batch)
+        self._context.memory.clear_all()
+
     def run(self) -> None:
         """Step for ever; sleeps when there is nothing to do. Raises EngineError when the context is beyond repair."""
         while True:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Tokens = npt.NDArray[np.int32]
 
 _BLOCK = 192
+_FIRST_TRY = 64  # most top-p sets are smaller
 _SEEDS = 2**64
 NO_TOKEN = -1  # what `sample` returns for a row without a finite logit at its top
 
@@ -45,6 +46,7 @@ class TokenSampler:
         self.top_k = sampling.top_k if 0 < sampling.top_k < vocabulary_size else 0
         self._temperature = np.float32(sampling.temperature)
         self._top_p = sampling.top_p if sampling.top_p < 1 else None
+        self.needs_largest = bool(self.top_k) or self._top_p is not None
         self._min_p_margin = math.log(sampling.min_p) if sampling.min_p > 0 else None
         self._repeat = np.float32(sampling.repeat_penalty)
         self._frequency = np.float32(sampling.frequency_penalty)
@@ -92,7 +94,7 @@ class TokenSampler:
             ids = largest(row, self.top_k, block_maxima)
             logits = row[ids]
         else:
-            ids, logits = self._nucleus(row, maximum)
+            ids, logits = self._nucleus(row, maximum, block_maxima)
         if self._top_p is not None and self.top_k:
             weights = np.exp(logits - maximum)
             kept = _nucleus_size(weights.cumsum(), self._top_p * weights.sum())
@@ -102,8 +104,8 @@ class TokenSampler:
             ids, logits = ids[kept_mask], logits[kept_mask]
         return ids, np.exp((logits - maximum) / self._temperature)
 
-    def _nucleus(self, row: Floats, maximum: np.float32) -> tuple[Ids, Floats]:
-        """Return the top-p set of a whole row; everything when there is no top-p."""
+    def _nucleus(self, row: Floats, maximum: np.float32, block_maxima: Floats) -> tuple[Ids, Floats]:
+        """Return the top-p set of a whole row; everything above min-p when there is no top-p."""
         if self._top_p is None:
             if self._min_p_margin is None:
                 return np.arange(len(row)), row
@@ -111,10 +113,13 @@ class TokenSampler:
             return ids, row[ids]
         weights = np.exp(row - maximum)
         total = weights.sum()
-        # All tokens below this bound together weigh less than 1 - top_p: none of them can be needed.
-        ids = np.flatnonzero(weights >= (1 - self._top_p) / len(row) * total)
-        ids = ids[np.argsort(-weights[ids], kind="stable")]
-        ids = ids[: _nucleus_size(weights[ids].cumsum(), self._top_p * total)]
+        wanted = self._top_p * total
+        ids = largest(row, min(_FIRST_TRY, len(row)), block_maxima)
+        if weights[ids].sum() < wanted:
+            # All tokens below this bound together weigh less than 1 - top_p: none of them can be needed.
+            ids = np.flatnonzero(weights >= (1 - self._top_p) / len(row) * total)
+            ids = ids[np.argsort(-row[ids], kind="stable")]
+        ids = ids[: _nucleus_size(weights[ids].cumsum(), wanted)]
         return ids, row[ids]
 
 
@@ -131,8 +136,8 @@ def sample(logits: Floats, samplers: Sequence[TokenSampler], histories: Sequence
     tokens: list[int] = best.tolist()
     drawing = [index for index, sampler in enumerate(samplers) if not sampler.greedy]
     if drawing:
-        with_top_k = [index for index in drawing if samplers[index].top_k]
-        blocks = dict(zip(with_top_k, block_maxima_of(logits, with_top_k), strict=True)) if with_top_k else {}
+        sorting = [index for index in drawing if samplers[index].needs_largest]
+        blocks = dict(zip(sorting, block_maxima_of(logits, sorting), strict=True)) if sorting else {}
         for index in drawing:
             if np.isfinite(maxima[index]):
                 tokens[index] = samplers[index].draw(logits[index], maxima[index], blocks.get(index, maxima[:0]))
