@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 Serve = Callable[..., contextlib.AbstractContextManager[Any]]
@@ -136,3 +137,38 @@ def test_a_host_that_is_not_ours_is_a_usage_error(default_model: Path) -> None:
     assert finished.returncode == 2
     assert "192.0.2.1" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_a_model_that_cannot_be_loaded_is_bad_input(default_model: Path, tmp_path: Path) -> None:
+    strange = tmp_path / "strange.gguf"
+    data = default_model.read_bytes()
+    name = b"general.architecture" + (8).to_bytes(4, "little") + (5).to_bytes(8, "little") + b"llama"
+    assert data.count(name) == 1
+    strange.write_bytes(data.replace(name, name[:-5] + b"limbo"))
+    finished = subprocess.run(
+        [sys.executable, "-m", "app.cli", "serve", str(strange), "--port", "0"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.returncode == 3
+    assert "limbo" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert "Chat page" not in finished.stdout
+
+
+def test_a_worker_that_keeps_dying_ends_the_server(serve: Serve, default_model: Path) -> None:
+    with serve(default_model, "--parallel", "1", "--ctx-size", "256") as server:
+        parent = psutil.Process(server.process.pid)
+        deadline = time.monotonic() + 100
+        while server.process.poll() is None:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in parent.children():
+                    if "app.worker" in child.cmdline():
+                        child.kill()
+            time.sleep(0.05)
+        assert server.process.returncode == 1
+    assert "worker" in server.stderr[-1]
+    assert not any("Traceback" in line for line in server.stderr)
