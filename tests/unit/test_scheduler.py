@@ -1,0 +1,116 @@
+"""Who gets how many tokens of a step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.messages import Sampling
+from app.worker.detokenizer import Detokenizer
+from app.worker.kv import KvCache
+from app.worker.sampler import TokenSampler
+from app.worker.scheduler import Chunk, PromptBudget, Scheduler
+from app.worker.sequence import Sequence
+
+
+def sequence(request: int, prompt: int, answer: int = 8) -> Sequence:
+    tokens = np.full(prompt + answer, request, np.int32)
+    sampler = TokenSampler(Sampling(temperature=0), 100)
+    return Sequence(request, tokens, prompt, prompt, float(request), sampler, Detokenizer())
+
+
+def step(scheduler: Scheduler) -> list[Chunk]:
+    """Admit, schedule, and pretend that everything was computed and drawn."""
+    scheduler.admit()
+    chunks = scheduler.schedule().chunks
+    scheduler.advance(chunks)
+    for chunk in chunks:
+        if chunk.wants_logits:
+            chunk.sequence.append(7)
+    return chunks
+
+
+def counts(chunks: list[Chunk]) -> dict[int, int]:
+    return {chunk.sequence.request: chunk.count for chunk in chunks}
+
+
+def test_a_lone_prompt_takes_the_whole_batch() -> None:
+    scheduler = Scheduler(KvCache(2), 100)
+    scheduler.add(sequence(1, 250))
+    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 100}, {1: 100}, {1: 50}, {1: 1}]
+
+
+def test_running_streams_come_first_and_the_prompt_gets_its_budget() -> None:
+    budget = PromptBudget(target_seconds=0.1)
+    budget.observe(100, 0.2)  # 2 ms a token
+    scheduler = Scheduler(KvCache(2), 512, budget)
+    scheduler.add(sequence(1, 1))
+    step(scheduler)
+    scheduler.add(sequence(2, 400))
+    assert counts(step(scheduler)) == {1: 1, 2: 50}
+
+
+def test_the_budget_starts_small_and_never_falls_below_the_least_chunk() -> None:
+    budget = PromptBudget()
+    assert budget.tokens() == 32
+    budget.observe(8, 60.0)  # too small to say anything
+    assert budget.tokens() == 32
+    budget.observe(100, 0.1)
+    assert budget.tokens() == 150
+    for _ in range(50):
+        budget.observe(100, 100.0)
+    assert budget.tokens() == 32
+
+
+def test_prompts_share_evenly_and_short_ones_leave_their_rest() -> None:
+    scheduler = Scheduler(KvCache(3), 100)
+    for request, prompt in ((1, 300), (2, 10), (3, 300)):
+        scheduler.add(sequence(request, prompt))
+    assert counts(step(scheduler)) == {1: 45, 2: 10, 3: 45}
+
+
+def test_chunks_are_ordered_by_slot() -> None:
+    scheduler = Scheduler(KvCache(3), 100)
+    for request in (1, 2, 3):
+        scheduler.add(sequence(request, 5 * request))
+    slots = [chunk.slot.index for chunk in step(scheduler)]
+    assert slots == sorted(slots)
+
+
+def test_waiting_sequences_get_slots_in_order() -> None:
+    scheduler = Scheduler(KvCache(1), 100)
+    first, second = sequence(1, 3), sequence(2, 3)
+    scheduler.add(first)
+    scheduler.add(second)
+    assert scheduler.admit() == [first]
+    scheduler.remove(first)
+    assert scheduler.admit() == [second]
+
+
+def test_a_waiting_sequence_can_be_removed() -> None:
+    scheduler = Scheduler(KvCache(1), 100)
+    waiting = sequence(1, 3)
+    scheduler.add(waiting)
+    assert scheduler.find(1) is waiting
+    scheduler.remove(waiting)
+    assert scheduler.find(1) is None
+    assert not scheduler.has_work
+
+
+def test_a_forgotten_prefix_is_computed_again() -> None:
+    scheduler = Scheduler(KvCache(1), 100)
+    first = sequence(1, 10)
+    scheduler.add(first)
+    step(scheduler)
+    scheduler.remove(first)
+    again = sequence(1, 10)
+    scheduler.add(again)
+    scheduler.admit()
+    assert again.n_cached == 9
+    scheduler.forget_prefix(again)
+    assert counts(step(scheduler)) == {1: 10}
+
+
+def test_a_batch_smaller_than_the_slots_is_refused() -> None:
+    with pytest.raises(ValueError, match="smaller"):
+        Scheduler(KvCache(8), 4)
