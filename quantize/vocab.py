@@ -131,20 +131,20 @@ def _check_ids(source: Source, by_id: dict[int, str], size: int) -> None:
 
 
 def _added_tokens(source: Source, tokenizer: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return text → entry of tokenizer.json's added tokens and of those that only tokenizer_config.json knows."""
+    """Return text → entry of the added tokens; where tokenizer_config.json says otherwise, tokenizer.json yields."""
     added: dict[str, dict[str, Any]] = {entry["content"]: entry for entry in tokenizer.get("added_tokens") or []}
     settings, base = source.tokenizer_config or {}, tokenizer["model"]["vocab"]
-    more = [dict(entry) for _, entry in sorted((settings.get("added_tokens_decoder") or {}).items())]
-    more += [{"content": text, "special": True} for text in _named_special_tokens(settings)]
+    named = _named_special_tokens(settings)
+    decoder = settings.get("added_tokens_decoder") or {}
+    more = [decoder[number] for number in sorted(decoder, key=int)]
+    more += [{"content": text, "special": True} for text in named if text not in added]
     used = max([-1, *base.values(), *(entry["id"] for entry in added.values())])
     for entry in more:
         text = entry["content"]
-        if text not in added:
-            token = base.get(text)
-            if token is None:
-                used += 1
-                token = used
-            added[text] = {**entry, "id": token}
+        if text not in added and text not in base:
+            used += 1
+        token = added[text]["id"] if text in added else base.get(text, used)
+        added[text] = {**entry, "id": token, "special": entry.get("special") or text in named}
     return added
 
 

@@ -23,7 +23,7 @@ REQUIREMENTS = (
     "torch>=2.6",
     "transformers==4.57.6",  # what llama.cpp's requirements/requirements-convert_hf_to_gguf.txt pins
     "numpy~=2.2.6",
-    "sentencepiece>=0.1.98,<0.3",
+    "sentencepiece>=0.1.98,<0.2.1",  # later ones need protobuf 5
     "protobuf>=4.21,<5",
     "safetensors",
     "pyyaml",
