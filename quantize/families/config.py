@@ -10,6 +10,8 @@ from app.errors import CheckpointError
 from quantize.header import KeyTable
 
 _MAX_COUNT = (1 << 31) - 1
+# llama3's factors are a tensor; dynamic scaling, which llama.cpp does not know, begins beyond the trained context
+_WITHOUT_KEYS = {"default", "llama3", "dynamic"}
 
 
 class Config:
@@ -90,7 +92,7 @@ def set_rope_scaling(keys: KeyTable, architecture: str, config: Config) -> None:
                     keys.f32(f"{prefix}.scaling.{key}", config.rope_number(name))
     elif kind in {"su", "longrope"}:
         keys.text(f"{prefix}.scaling.type", "longrope")
-    elif kind is not None and str(kind).lower() not in {"default", "llama3"}:
+    elif kind is not None and str(kind).lower() not in _WITHOUT_KEYS:
         raise CheckpointError(f"{config.path}: the rope scaling {kind!r} is not known")
     if "rope_theta" in rope:
         keys.f32(f"{prefix}.freq_base", config.rope_number("rope_theta"))

@@ -75,6 +75,21 @@ def test_special_tokens_flags_and_template(checkpoint_of: Callable[[str], Path],
     assert keys["tokenizer.chat_template"].startswith("{% for message")
 
 
+def test_tokenizer_config_has_the_last_word_on_added_tokens(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "Model", Shape())
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    added = json.loads((source / "tokenizer.json").read_text())["added_tokens"]
+    by_text = {entry["content"]: entry for entry in added}
+    settings["added_tokens_decoder"] = {
+        str(by_text["<tool>"]["id"]): by_text["<tool>"] | {"special": True},
+        str(by_text["<|endoftext|>"]["id"]): by_text["<|endoftext|>"] | {"special": False},
+    }
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    types = metadata(source, tmp_path / "out.gguf")["tokenizer.ggml.token_type"]
+    assert types[by_text["<tool>"]["id"]] == 3
+    assert types[by_text["<|endoftext|>"]["id"]] == 3  # its look says so
+
+
 def test_unused_rows_are_padded(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "Model", Shape())
     size = json.loads((source / "config.json").read_text())["vocab_size"]
