@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.server.exchange import choose_request_id
-from app.server.limits import BODY_SECONDS, HEADER_SECONDS, MAX_HEADER_BYTES
+from app.server.limits import BODY_SECONDS, HEADER_SECONDS, KEEP_ALIVE_SECONDS, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 _TOO_LARGE = (431, b"Request Header Fields Too Large", f"the headers are over {MAX_HEADER_BYTES} bytes: send less")
 _TOO_SLOW = (408, b"Request Timeout", f"the headers did not arrive within {HEADER_SECONDS:g} s")
 _MALFORMED = (400, b"Bad Request", "this is not valid HTTP/1.1")
+
+
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -26,6 +30,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0  # of complete lines
         self._unfinished_bytes = 0  # that came without completing the headers
         self._in_headers = True
+        self._awaits_headers = True  # also between two requests
         self._refused = False
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -44,7 +49,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         was_in_headers = self._in_headers
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if self._awaits_headers else data)
         if was_in_headers and self._in_headers and not self._refused:
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > MAX_HEADER_BYTES:
@@ -69,7 +74,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request on, with the means to cut its connection."""
-        self._in_headers = False
+        self._in_headers = self._awaits_headers = False
         self._set_deadline(None)
         self.scope["state"]["abort"] = self.transport.abort
         super().on_headers_complete()
@@ -82,7 +87,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Stop the clock of an unread body; wait for the next request as long as connections are kept."""
-        self._set_deadline(None)
+        self._awaits_headers = True
+        self._set_deadline(KEEP_ALIVE_SECONDS if self.cycle.response_complete else None)
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
@@ -111,10 +117,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Answer and close; a response that is already under way is cut instead."""
         self._refused = True
         status, reason, message = refusal
-        if self.cycle is None or self.cycle.response_complete:
+        begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not begun and not self.pipeline:
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": "bad_http"}
             body = msgspec.json.encode({"error": error})
             head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n" % (status, reason)
             head += b"x-request-id: %s\r\n" % choose_request_id([]).encode()
             self.transport.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body))
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Return the data with offers to upgrade renamed: we decline them, and the parser would drop the body behind one.
+
+    Java's HTTP client offers h2c with every request.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-declined-upgrade:", head) + end + rest if _UPGRADE.search(head) else data
