@@ -16,6 +16,8 @@ from app.pool.child import ChildProcess
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from app.pool.link import Link
+
 log = get_logger(__name__)
 
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -40,7 +42,7 @@ class Client(Protocol):
     def on_message(self, message: Any) -> None:
         """Take any other frame."""
 
-    def on_down(self, reason: str) -> bool:
+    def on_down(self) -> bool:
         """Take notice of a child's death; return whether a request is to blame: such a death doesn't count."""
 
 
@@ -82,6 +84,7 @@ class Supervisor:
         self._deaths_in_load = 0  # in a row
         self._loaded = False  # the child that runs now, or ran last, has said Hello
         self._load_failure: str | None = None
+        self._spawn_failure: str | None = None
         self._closing = False
 
     @property
@@ -113,40 +116,54 @@ class Supervisor:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        self.hello = None
         await self._reap(_GRACE_AT_CLOSE_SECONDS)
 
     async def _run(self) -> None:
         try:
             while not self._closing:
-                reason = await self._live()
-                delay = self._backoff(blamed=self._client.on_down(reason))
+                link = await self._begin()
+                if link is not None:
+                    await link.closed
+                self.hello = None
+                blamed = self._client.on_down()  # before anything waits: nothing more may be sent to the dead
+                reason = await self._ending()
+                delay = self._backoff(blamed=blamed)
                 if delay is None:
                     log.error("%s has failed", self._name, extra={"reason": reason})
                     self._owner.child_failed(self._load_failure or reason)
                     return
-                log.warning("%s died, starting another", self._name, extra={"reason": reason, "backoff": delay})
+                log.warning(
+                    "%s died, starting another",
+                    self._name,
+                    extra={"reason": reason, "blamed": blamed, "backoff": delay},
+                )
                 await asyncio.sleep(delay)
                 self.restarts += 1
         except Exception:
             log.exception("the supervision of %s broke", self._name)
             self._owner.child_failed(f"the supervision of {self._name} broke; the log has the traceback")
 
-    async def _live(self) -> str:
-        """Run one child from its start to its end; return why it ended."""
+    async def _begin(self) -> Link | None:
+        """Start a child, if none was spawned, and attach it; None when no process can be started."""
+        self._loaded = False
         if self._child is None:
             try:
                 self.spawn()
             except OSError as error:
-                return f"{self._name} cannot be started: {error.strerror}"
+                self._spawn_failure = error.strerror
+                return None
         child = self._child
         assert child is not None  # noqa: S101 - spawned above
-        self._loaded = False
-        link = await child.attach(self._decoder, self._on_message)
-        await link.closed
+        return await child.attach(self._decoder, self._on_message)
+
+    async def _ending(self) -> str:
+        """Return why the child that is gone ended."""
+        if self._child is None:
+            return f"{self._name} cannot be started: {self._spawn_failure}"
         return f"{self._name} died: {await self._reap(_GRACE_AFTER_EOF_SECONDS)}"
 
     async def _reap(self, grace: float) -> str:
-        self.hello = None
         child = self._child
         if child is None:
             return ""

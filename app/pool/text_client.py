@@ -97,7 +97,7 @@ class TextClient:
         else:
             pending.future.set_exception(refusal_error(answer))
 
-    def on_down(self, reason: str) -> bool:
+    def on_down(self) -> bool:
         """Refuse the prompt that the dead child was at, keep the others; return whether there was one."""
         self._up = False
         overdue, self._overdue = self._overdue, False
@@ -108,7 +108,7 @@ class TextClient:
         culprit = sent.pop(next(iter(sent)))
         self._unsent = {key: pending for key, pending in sent.items() if not pending.future.done()} | self._unsent
         cause = f"takes longer than {self._deadline:g} s" if overdue else "ends the process that does it"
-        log.warning("a prompt was refused", extra={"cause": cause, "reason": reason})
+        log.warning("a prompt was refused", extra={"cause": cause})
         if not culprit.future.done():
             culprit.future.set_exception(
                 PromptRefusedError(f"rendering or tokenizing this prompt {cause}; change it", param=culprit.param)

@@ -113,7 +113,7 @@ class WorkerClient:
             if sequence is not None:
                 self.fail(sequence.generation, refusal_error(message))
 
-    def on_down(self, reason: str) -> bool:  # noqa: ARG002 - the supervisor logs it
+    def on_down(self) -> bool:
         """Keep what nobody has read anything of for the next worker, once; the rest gets its error now."""
         self._up = False
         self._metrics.worker_gone()
