@@ -47,7 +47,8 @@ class WorkerClient:
         self._metrics = metrics
         self._pace = pace
         self._restart_wait = restart_wait  # seconds that sequences wait for a fresh worker
-        self._sequences: dict[int, Sequence] = {}
+        self._sequences: dict[int, Sequence] = {}  # by request number
+        self._unfinished: dict[Generation, set[int]] = {}  # request numbers
         self._up = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -59,12 +60,13 @@ class WorkerClient:
     def start(self, sequence: Sequence) -> None:
         """Give a sequence to the worker, or to the next one when this one just died."""
         self._sequences[sequence.message.request] = sequence
+        self._unfinished.setdefault(sequence.generation, set()).add(sequence.message.request)
         if self._up:
             self._send(sequence)
 
     def drop(self, generation: Generation) -> int:
         """Cancel what still runs of a generation and forget it; return how many sequences that were."""
-        mine = [request for request, sequence in self._sequences.items() if sequence.generation is generation]
+        mine = self._unfinished.pop(generation, set())
         for request in mine:
             del self._sequences[request]
             if self._up and self.supervisor is not None:
@@ -82,7 +84,7 @@ class WorkerClient:
 
     def fail_all(self, error: PestleError) -> None:
         """End every generation that has something in the worker."""
-        for generation in self._generations():
+        for generation in list(self._unfinished):
             self.fail(generation, error)
 
     def on_ready(self, hello: Hello) -> None:
@@ -111,14 +113,15 @@ class WorkerClient:
         elif isinstance(message, Refused):
             sequence = self._sequences.get(message.request)
             if sequence is not None:
+                self._forget(sequence)
                 self.fail(sequence.generation, refusal_error(message))
 
     def on_down(self) -> bool:
         """Keep what nobody has read anything of for the next worker, once; the rest gets its error now."""
         self._up = False
         self._metrics.worker_gone()
-        for generation in self._generations():
-            ran_twice = any(s.runs > 1 for s in self._sequences.values() if s.generation is generation)
+        for generation, requests in list(self._unfinished.items()):
+            ran_twice = any(self._sequences[request].runs > 1 for request in requests)
             if generation.delivered or ran_twice:
                 self.fail(generation, _crashed())
         for sequence in self._sequences.values():
@@ -144,12 +147,21 @@ class WorkerClient:
             sequence.tokens = piece.completion_tokens
             sequence.last = now
         if piece.finish_reason == "error":
+            self._forget(sequence)
             self.fail(sequence.generation, EngineError(piece.error or "the engine failed on this sequence"))
             return
         sequence.generation.push(sequence.index, piece)
         if piece.finish_reason is not None:
-            del self._sequences[piece.request]
+            self._forget(sequence)
             self._finish(sequence, piece, now)
+
+    def _forget(self, sequence: Sequence) -> None:
+        request = sequence.message.request
+        del self._sequences[request]
+        others = self._unfinished[sequence.generation]
+        others.discard(request)
+        if not others:
+            del self._unfinished[sequence.generation]
 
     def _finish(self, sequence: Sequence, piece: Piece, now: float) -> None:
         metrics = self._metrics
@@ -169,9 +181,6 @@ class WorkerClient:
         assert self.supervisor is not None  # noqa: S101 - the pool wires it before anything runs
         sequence.runs += 1
         self.supervisor.send(sequence.message)
-
-    def _generations(self) -> list[Generation]:
-        return list({id(s.generation): s.generation for s in self._sequences.values()}.values())
 
     def _idle(self) -> None:
         if not self._sequences:  # an idle worker sends no steps, so that its last one would stay
