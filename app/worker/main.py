@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
-# How long OpenMP's threads spin at a barrier before they sleep. Its default (300,000) starves whoever shares the cores:
-# with three other busy processes on two cores, one stream made 4 tokens/s with it and 24 with this.
-_SPIN_COUNT = "2000"
 _RECEIVE_BYTES = 1 << 18
 _FALLBACK_CONTEXT = 4096  # for files that don't say what the model was trained for
 
@@ -100,7 +97,6 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or not arguments[1].isdigit():
         print("usage: python -m app.worker FD (Pestle's server starts it)", file=sys.stderr)
         return 2
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     faulthandler.enable()
     ignore_signals()
     die_with_parent()
