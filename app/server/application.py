@@ -30,4 +30,6 @@ def create_app(pool: Pool, settings: ServeSettings, metrics: Metrics) -> Litesta
         exception_handlers=exceptions.HANDLERS,
         openapi_config=None,
         logging_config=None,
+        debug=False,  # else the framework's own environment variables decide
+        pdb_on_exception=False,
     )

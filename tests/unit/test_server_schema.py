@@ -216,6 +216,13 @@ def test_bodies_that_are_no_request(body: bytes, words: str) -> None:
     assert "`" not in caught.value.message
 
 
+def test_errors_do_not_repeat_long_input() -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_chat(chat(messages=[{"role": "x" * 100_000, "content": ""}]))
+    assert caught.value.param == "messages[0].role"
+    assert len(caught.value.message) < 500
+
+
 class TestChat:
     def test_defaults_are_openais(self) -> None:
         request = decode_chat(chat()).generation_request("r")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 
+_LONGEST_QUOTE = 300  # characters of what the client sent that an error repeats
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`$")
@@ -70,7 +71,7 @@ def _field_error(message: str, fields: dict[str, Field]) -> RequestError:
     if missing := _MISSING.search(what):
         param = f"{path}.{missing[1]}" if path else missing[1]
         return RequestError(f"'{param}' is missing{_takes(param, fields)}", param=param)
-    text = _plain(what)
+    text = _plain(what if len(what) <= _LONGEST_QUOTE else what[:_LONGEST_QUOTE] + "…")
     if not path:
         return RequestError(f"the body must be a JSON object: {text}")
     return RequestError(f"'{path}': {text}{_takes(path, fields)}", param=path)
