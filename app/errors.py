@@ -48,7 +48,7 @@ class PestleError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         """Keep the message, the field at fault, and the seconds after which trying again makes sense."""

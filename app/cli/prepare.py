@@ -19,7 +19,7 @@ class QuantizeFailedError(PestleError):
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("the model could not be quantized: see the message above")
-        self.exit_code = exit_code  # type: ignore[misc]  # the child's own, shown by ours
+        self.exit_code = exit_code
 
 
 def prepare_model(named: str, quantization: str, cache: Path) -> Path:
@@ -72,9 +72,14 @@ def _fingerprint(folder: Path) -> str:
 def _run_quantizer(folder: Path, quantization: str, target: Path) -> None:
     print(f"Quantizing {folder.name} to {quantization} (once; kept in {target.parent})", file=sys.stderr, flush=True)
     command = [sys.executable, "-P", "-m", "quantize", str(folder), "--type", quantization, "--out", str(target)]
-    finished = subprocess.run(command, check=False)  # noqa: S603 - our own module, arguments not through a shell
-    if finished.returncode:
-        raise QuantizeFailedError(finished.returncode if finished.returncode > 0 else 1)
+    with subprocess.Popen(command) as process:  # noqa: S603 - our own module, arguments not through a shell
+        try:
+            exit_code = process.wait()
+        except BaseException:
+            process.terminate()  # it removes its temporary file, for which subprocess.run's kill leaves no time
+            raise
+    if exit_code:
+        raise QuantizeFailedError(exit_code if exit_code > 0 else 1)
 
 
 @contextlib.contextmanager

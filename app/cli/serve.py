@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -45,6 +47,7 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it; returns the exit code."""
     settings = _settings(arguments)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))  # until the server drains on it
     logging.configure(settings.log_format, settings.log_level)
     model_file = prepare_model(settings.model_path, settings.quantization, cache_folder(settings))
     read_header(model_file, largest_array=0)  # truncated or hostile files end here, before any library sees them
