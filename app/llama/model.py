@@ -7,11 +7,12 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import ModelLoadError
+from app.errors import ModelFileError, ModelLoadError, StorageError
 from app.llama.device import Device, GpuDevice, offload_devices
 from app.llama.handle import Handle
 from app.llama.library import load, log_tail
 from app.llama.vocab import Vocabulary
+from app.models.gguf import read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,10 @@ class _LoadedModel(Handle):
         self._llama = load()
         if not path.is_file():
             raise ModelLoadError(f"{path} is not a file; give the path of a GGUF")
+        try:
+            read_header(path, largest_array=0)  # bounded: llama.cpp's own parser trusts what it reads too far
+        except (ModelFileError, StorageError) as error:
+            raise ModelLoadError(error.message) from error
         log_tail.clear()
         pointer = self._llama.llama_model_load_from_file(str(path).encode(), parameters)
         if not pointer:

@@ -14,7 +14,7 @@ from app.llama.library import load
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_INITIAL_PIECE_BYTES = 128
+_PIECE_BYTES = 128  # longer pieces are rare, and cost a second call
 _TOKENIZE_OVERFLOW = -(2**31)
 
 
@@ -43,7 +43,16 @@ class Vocabulary:
     @functools.cached_property
     def pieces(self) -> list[bytes]:
         """The bytes of every token as they appear in an answer; control tokens are empty. Built on first use."""
-        return [self.token_to_piece(token) for token in range(self.size)]
+        read, pointer, buffer = (
+            self._llama.llama_token_to_piece,
+            self._pointer,
+            ctypes.create_string_buffer(_PIECE_BYTES),
+        )
+        pieces: list[bytes] = []
+        for token in range(self.size):
+            count = read(pointer, token, buffer, _PIECE_BYTES, 0, False)
+            pieces.append(buffer.raw[:count] if count >= 0 else self.token_to_piece(token))
+        return pieces
 
     def tokenize(
         self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False
@@ -74,7 +83,7 @@ class Vocabulary:
         """Return the bytes of one token; those of control tokens only with `special`. Raises EngineError."""
         if not 0 <= token < self.size:
             raise EngineError(f"token {token} is outside the vocabulary of {self.size}")
-        buffer = ctypes.create_string_buffer(_INITIAL_PIECE_BYTES)
+        buffer = ctypes.create_string_buffer(_PIECE_BYTES)
         count = self._llama.llama_token_to_piece(self._pointer, token, buffer, len(buffer), 0, special)
         if count < 0:
             buffer = ctypes.create_string_buffer(-count)

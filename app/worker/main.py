@@ -72,6 +72,8 @@ class Connection:
             while data := self._receive():
                 for body in frames.feed(data):
                     self._handle(decode(body))
+        except OSError:
+            pass  # the parent went while we answered
         except Exception as error:
             print(f"worker: cannot understand the parent: {error}", file=sys.stderr, flush=True)
             exit_code = 1
@@ -98,14 +100,13 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m app.worker FD (Pestle's server starts it)", file=sys.stderr)
         return 2
     faulthandler.enable()
-    ignore_signals()
     die_with_parent()
     connection = Connection(int(arguments[1]))
     connection.start_reading()
     try:
         model, context, hello = load(connection.wait_for_load())
-    except EngineError as error:
-        connection.send(LoadFailed(error.message))
+    except (EngineError, OSError, ImportError) as error:  # the latter two: a library that isn't there
+        connection.send(LoadFailed(str(error)))
         return 1
     with model, context:
         engine = Engine(model, context, connection.send)
@@ -153,12 +154,6 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
         load_seconds=time.perf_counter() - started,
     )
     return model, context, hello
-
-
-def ignore_signals() -> None:
-    """Leave Ctrl-C and SIGTERM to the parent, which ends us by closing the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def die_with_parent() -> None:

@@ -131,14 +131,14 @@ class Scheduler:
         schedule = Schedule()
         if prompts:
             left = self._batch_size - len(decoding)
-            shares = self._share(prompts, min(left, self.budget.tokens()) if decoding else left)
-            schedule.prompt_tokens = sum(count for _, count in shares)
-            counts += shares
+            counts += self._share(prompts, min(left, self.budget.tokens()) if decoding else left)
         for sequence, count in counts:
             if sequence.slot is not None:
                 start = sequence.n_computed
                 wants_logits = start + count == sequence.n_tokens
                 schedule.chunks.append(Chunk(sequence, sequence.slot, start, count, wants_logits))
+                if start < sequence.n_prompt:
+                    schedule.prompt_tokens += count
         schedule.chunks.sort(key=lambda chunk: chunk.slot.index)
         return schedule
 

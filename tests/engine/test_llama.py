@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,21 @@ def test_the_vocabulary_alone(default_model: Path) -> None:
 def test_a_file_that_is_no_model_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelLoadError, match=r"cannot load .*broken\.gguf:\n.+"):
+    with pytest.raises(ModelLoadError, match=r"broken\.gguf"):
         Model(path)
     with pytest.raises(ModelLoadError, match="is not a file"):
         Model(tmp_path / "absent.gguf")
+
+
+def test_what_llama_cpp_says_is_in_the_error(tmp_path: Path) -> None:
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    path = tmp_path / "strange.gguf"
+    one_entry = text("general.architecture") + struct.pack("<I", 8) + text("nonsense")
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + one_entry + bytes(64))
+    with pytest.raises(ModelLoadError, match=r"(?s)cannot load .*strange\.gguf:\n.*unknown model architecture"):
+        VocabularyModel(path)
 
 
 @pytest.mark.skipif(bool(gpu_devices()), reason="this machine has a GPU")
