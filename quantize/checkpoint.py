@@ -168,7 +168,7 @@ def _stored(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
         raise CheckpointError(f"{path}: the header's entry of {name!r} is damaged: {error!r}") from error
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise CheckpointError(f"{path}: the tensor {name!r} has shape {shape} and offsets {begin}, {end}")
-    if dtype not in _ALL_DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in _ALL_DTYPE_BITS:
         raise CheckpointError(f"{path}: the tensor {name!r} has the unknown dtype {dtype!r}")
     nbytes = math.prod(shape) * _ALL_DTYPE_BITS[dtype] // 8
     if end - begin != nbytes:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from app.errors import CheckpointError
 from app.models.gguf import DEFAULT_ALIGNMENT, MAGIC
 from app.models.gguf_types import FORMATS, TENSOR_TYPE_NUMBERS, ValueType
 
@@ -108,11 +109,17 @@ def aligned(size: int) -> int:
 
 
 def encode_header(keys: KeyTable, tensors: Iterable[TensorEntry]) -> bytes:
-    """Return everything that precedes the weights, padded to where they begin."""
+    """Return everything that precedes the weights, padded to where they begin.
+
+    Raises `CheckpointError` that names the key if a value is out of its type's range.
+    """
     entries = list(tensors)
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(entries), len(keys.values))]
     for key, value in keys.values.items():
-        parts += [_string(key), struct.pack("<I", value.type), _value(value)]
+        try:
+            parts += [_string(key), struct.pack("<I", value.type), _value(value)]
+        except (struct.error, OverflowError) as error:
+            raise CheckpointError(f"the key {key} cannot hold {str(value.content)[:80]}: {error}") from error
     for entry in entries:
         dims = entry.shape[::-1]
         number = TENSOR_TYPE_NUMBERS[entry.type_name]

@@ -18,7 +18,7 @@ from app.llama import quantizer
 from quantize import families
 from quantize import recipe as recipes
 from quantize.checkpoint import Checkpoint
-from quantize.header import QUANTIZATION_VERSION, KeyTable
+from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
 from quantize.kernels import Slab, Workspace, encode, slabs_of
 from quantize.metadata import set_general
 from quantize.plan import Plan, draft_types, make_plan, plan_file
@@ -113,7 +113,7 @@ def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: 
             samples.take(len(plan.header) + tensor.offset + place, data)
             file.write(data)
             if slab.first_row + slab.rows == tensor.spec.rows:
-                file.write(memoryview(bytes(-(tensor.offset + tensor.nbytes) % 32)))
+                file.write(memoryview(bytes(aligned(tensor.nbytes) - tensor.nbytes)))
             if slab.stored is not None:
                 done += slab.weights * slab.stored.nbytes // tensor.spec.weights
             if progress is not None:

@@ -48,7 +48,7 @@ def set_llama_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
     """
     try:
         _set_vocabulary(keys, source, size)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{source.folder}: the tokenizer's files are damaged: {error!r}") from error
 
 

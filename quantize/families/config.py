@@ -65,6 +65,8 @@ class Config:
         rope = dict(stated)
         if "type" in rope:
             rope["rope_type"] = rope["type"]  # the older spelling
+        if not isinstance(rope.get("rope_type", ""), str | None):
+            raise CheckpointError(f"{self.path}: the rope scaling {rope['rope_type']!r} is not known")
         for name in ("rope_theta", "original_max_position_embeddings"):
             if name not in rope and name in self.fields:
                 rope[name] = self.fields[name]

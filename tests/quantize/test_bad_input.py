@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.errors import (
     ArchitectureError,
@@ -140,6 +142,13 @@ CASES: dict[str, tuple[Callable[[Path], Any], type[PestleError], str]] = {
     "a billion layers": (config(num_hidden_layers=10**9), CheckpointError, "1000000000 layers"),
     "odd heads": (config(num_key_value_heads=3), CheckpointError, "no multiple of num_key_value_heads"),
     "unknown rope": (config(rope_scaling={"rope_type": "spiral"}), CheckpointError, "rope scaling 'spiral'"),
+    "rope as a list": (config(rope_scaling={"type": ["yarn"]}), CheckpointError, r"rope scaling \['yarn'\] is not"),
+    "rope without length": (
+        config(rope_scaling={"type": "yarn", "factor": 4.0}),
+        CheckpointError,
+        "lacks original_max_position_embeddings",
+    ),
+    "an id out of range": (config(pad_token_id=1 << 40), CheckpointError, "padding_token_id cannot hold 1099511627776"),
     "endless rope": (config(rope_theta=math.inf), CheckpointError, "rope rope_theta is inf"),
     "quantized already": (config(quantization_config={"quant_method": "gptq"}), CheckpointError, "quantized already"),
     "wrong shape": (
@@ -227,6 +236,7 @@ def test_weights_too_large_for_f16(source: Path, out: Path) -> None:
         ({"a": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}, bytes(8), "'a' has shape"),
         ({"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}, bytes(8), "unknown dtype 'F31'"),
         ({"a": {"dtype": "F32", "shape": [2]}}, bytes(8), "entry of 'a' is damaged"),
+        ({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, bytes(8), "unknown dtype"),
         ({"a": 7}, b"", "entry of 'a' is damaged"),
         (b'{"a": 1, "a": 2}', b"", "'a' appears twice"),
         (b"[]", b"", "not a JSON object"),
@@ -316,3 +326,42 @@ def test_what_was_not_planned_is_not_published(source: Path, out: Path, monkeypa
     assert caught.value.exit_code == 5
     assert out.read_bytes() == b"the old file"
     assert list(out.parent.iterdir()) == [out]
+
+
+NUMBERS = st.one_of(st.integers(-2, 300), st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
+VALUES = st.one_of(NUMBERS, st.lists(NUMBERS, max_size=2), st.dictionaries(st.text(max_size=9), NUMBERS, max_size=2))
+FIELDS = st.sampled_from(
+    ["architectures", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+     "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling",
+     "rope_parameters", "tie_word_embeddings", "attention_bias", "model_type", "bos_token_id", "_name_or_path"]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def changing_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("changing") / "Model", SMALL)
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=st.dictionaries(FIELDS, VALUES, min_size=1, max_size=3))
+def test_no_config_ends_in_a_traceback(changing_source: Path, changes: dict[str, Any]) -> None:
+    original = (changing_source / "config.json").read_text()
+    try:
+        edit(changing_source / "config.json", **changes)
+        prepare(changing_source, "bf16")
+    except BadInputError as error:
+        assert len(error.message) > 20  # noqa: PT017 - some changes are harmless
+    finally:
+        (changing_source / "config.json").write_text(original)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_safetensors_header_ends_in_a_traceback(tmp_path: Path, data: st.DataObject) -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    entry |= data.draw(st.dictionaries(st.sampled_from(list(entry)), VALUES, max_size=2))
+    write_raw_safetensors(tmp_path / "model.safetensors", {"a": entry}, bytes(8))
+    try:
+        Checkpoint.open(tmp_path)
+    except CheckpointError as error:
+        assert "model.safetensors" in error.message  # noqa: PT017 - some changes are harmless
