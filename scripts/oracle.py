@@ -56,11 +56,11 @@ CASES = {
     "tiny-llama3-sharded": Case("the same shape in three shards", "tiny-llama3", flags=("--shards", "3")),
     "tiny-llama3-f16": Case("f16 source", "tiny-llama3", flags=("--dtype", "f16")),
     "tiny-llama3-f32": Case(
-        "f32 source, truncated vocabulary", "tiny-llama3", flags=("--dtype", "f32", "--truncate-vocab", "4000"),
-        pre_tokenizer="smollm",
+        "f32 source; truncated vocabulary, whose pre-tokenizer upstream must be told", "tiny-llama3",
+        flags=("--dtype", "f32", "--truncate-vocab", "4000"), pre_tokenizer="smollm",
     ),
     "tiny-mistral": Case("Mistral: heads wider than hidden / heads, SentencePiece", "tiny-mistral", "llama-spm"),
-    "tiny-llama-spm": Case("Llama 2: a key for every head, SentencePiece", "tiny-llama-spm", "llama-spm"),
+    "tiny-llama-spm": Case("Llama 2: every head has its own key, SentencePiece", "tiny-llama-spm", "llama-spm"),
 }  # fmt: skip
 
 

@@ -39,6 +39,12 @@ models' weights are random, with the scale of trained ones.
 
 {differences}
 
+`scripts/oracle_variants.py` compares many more checkpoints that differ in one thing each: model cards, folder names,
+rope scaling, special tokens, chat templates. On purpose, Pestle refuses an untied checkpoint without `lm_head.weight`
+(upstream ties it silently); it takes a model card whose tags mix words and numbers and a tokenizer_config.json with
+tokens as plain objects, where upstream ends in an exception; and it lists further chat templates in the order of the
+file, where upstream's order is random.
+
 ## Versions
 
 - {date}, {system}, {processor}

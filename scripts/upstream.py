@@ -30,7 +30,7 @@ REQUIREMENTS = (
     "tqdm",
     "requests",
 )
-FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k_m": 15, "bf16": 32}  # llama_ftype
+FILE_TYPES = {"bf16": 32, "f16": 1, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}  # llama_ftype
 CONVERTED_TYPES = ("f16", "bf16")  # which the converter writes by itself
 
 # Gives the converter the pre-tokenizer's name where its hash of one string cannot know it (a truncated vocabulary).
