@@ -116,7 +116,18 @@ def _convert(field: str, value: object, where: str, *, strict: bool) -> object:
     try:
         return msgspec.convert(value, hint, strict=strict)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{where}: {error} (got {value!r})", param=field) from error
+        raise UsageError(f"{where}: {value!r} is wrong, it takes {_takes(hint)}", param=field) from error
+
+
+def _takes(hint: Any) -> str:
+    """Return the values of a setting in words: its choices, or its kind and range."""
+    kind, meta = typing.get_args(hint)
+    if choices := typing.get_args(kind):
+        return ", ".join(choices[:-1]) + f" or {choices[-1]}"
+    if kind is str:
+        return "a string"
+    noun = "an integer" if kind is int else "a number"
+    return f"{noun} from {meta.ge} to {meta.le}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

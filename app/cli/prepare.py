@@ -27,6 +27,10 @@ def prepare_model(named: str, quantization: str, cache: Path) -> Path:
 
     Raises UsageError when nothing is there, BadInputError for what is neither, StorageError for an unusable cache.
     """
+    try:
+        named.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the model's path {named!r} is not UTF-8: rename it", param="model_path") from error
     path = Path(named).expanduser()
     if path.is_file():
         return path.absolute()

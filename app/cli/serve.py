@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.configure(settings.log_format, settings.log_level)
     model_file = prepare_model(settings.model_path, settings.quantization, cache_folder(settings))
     read_header(model_file, largest_array=0)  # truncated or hostile files end here, before any library sees them
-    model_id = model_file.stem
+    model_id = model_file.name.removesuffix(".gguf")
     metrics = Metrics()
     pool = Pool(settings, model_file, model_id, metrics)
     pool.spawn()  # the children load while the web framework is being imported
@@ -75,7 +76,13 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
 
 def _announce(url: str, model_id: str) -> None:
     body = json.dumps({"model": model_id, "messages": [{"role": "user", "content": "Hello!"}], "stream": True})
-    print(f"\n  Chat page   {url}/", flush=False)
-    print(f"  OpenAI API  {url}/v1   (model: {model_id})", flush=False)
-    print(f"  Try it      curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}")
-    print("  Stop        Ctrl-C\n", flush=True)
+    lines = [
+        f"\n  Chat page   {url}/",
+        f"  OpenAI API  {url}/v1   (model: {model_id})",
+        f"  Try it      curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        "  Stop        Ctrl-C\n",
+    ]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # whoever read our output has left; clients of the API have not
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

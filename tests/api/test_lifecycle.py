@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -23,10 +24,14 @@ import pytest
 Serve = Callable[..., contextlib.AbstractContextManager[Any]]
 
 
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)
+
+
 def post(url: str, **fields: Any) -> Any:
     """Send a chat request of the only model; returns the open response."""
-    with urllib.request.urlopen(f"{url}/v1/models", timeout=30) as answer:
-        model = json.load(answer)["data"][0]["id"]
+    model = get(f"{url}/v1/models")["data"][0]["id"]
     body = {"model": model, "messages": [{"role": "user", "content": "Count to ten."}], "ignore_eos": True, **fields}
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
@@ -108,6 +113,24 @@ def test_overload_is_a_quick_no(serve: Serve, default_model: Path) -> None:
         assert {code for code, _ in answers} == {200, 429}
         assert all(int(after or 0) >= 1 for code, after in answers if code == 429)
         assert ask(0) == (200, None)
+
+
+def test_serving_goes_on_when_nobody_reads_the_output(default_model: Path, tmp_path: Path) -> None:
+    without_suffix = tmp_path / "SmolLM2-0.1B"
+    without_suffix.symlink_to(default_model)
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "app.cli", "serve", str(without_suffix), "--port", "0", "--log-format", "json"]
+    with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+        os.close(write)
+        assert process.stderr is not None
+        try:
+            url = next(line["url"] for line in map(json.loads, process.stderr) if line["message"] == "ready")
+            assert [model["id"] for model in get(f"{url}/v1/models")["data"]] == ["SmolLM2-0.1B"]
+        finally:
+            process.terminate()
+        assert process.wait(30) == 0
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_taken_port_is_a_usage_error(default_model: Path) -> None:

@@ -29,11 +29,13 @@ def test_each_source_wins_over_the_one_below_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "environment", "toml", "culprit"),
     [
-        ({"port": "eighty"}, {}, "", "--port"),
+        ({"port": "eighty"}, {}, "", "--port: 'eighty' is wrong, it takes an integer from 0 to 65535"),
         ({"port": "70000"}, {}, "", "--port"),
-        ({"device": "tpu"}, {}, "", "--device"),
+        ({"drain_timeout": "nan"}, {}, "", "--drain-timeout: 'nan' is wrong, it takes a number from 0 to 3600"),
+        ({"device": "tpu"}, {}, "", "--device: 'tpu' is wrong, it takes auto, cpu, cuda or metal"),
         ({}, {"LLM_PARALLEL": "0"}, "", "LLM_PARALLEL"),
         ({}, {}, 'port = "8080"', "'port'"),
+        ({}, {}, "host = 1", "'host': 1 is wrong, it takes a string"),
         ({}, {}, "prot = 8080", "'prot'"),
         ({}, {}, "port = = 1", "not valid TOML"),
     ],
