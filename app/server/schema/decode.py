@@ -19,6 +19,7 @@ _LONGEST_QUOTE = 300  # characters of what the client sent that an error repeats
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`$")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _CODE = re.compile(r"`([^`]*)`")
 _WORDS = {
     "str": "a string",
@@ -44,7 +45,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[Request], fields: dict[str
     except msgspec.ValidationError as error:
         raise _field_error(str(error), fields) from None
     except msgspec.DecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {_syntax_error(str(error), len(body))}") from None
+        raise RequestError(f"the body is not valid JSON: {_syntax_error(str(error), body)}") from None
     except UnicodeDecodeError as error:
         raise RequestError(
             f"the body is not valid UTF-8: {error.reason} 0x{error.object[error.start]:02x}; JSON is UTF-8"
@@ -53,9 +54,11 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[Request], fields: dict[str
         raise RequestError("the body is nested too deeply: send a flatter JSON object") from None
 
 
-def _syntax_error(message: str, length: int) -> str:
+def _syntax_error(message: str, body: bytes) -> str:
+    if "truncated" in message and body.rstrip().endswith(b"}") and _SURROGATE.search(body):
+        return "half of a surrogate pair stands alone in a string"  # for which the decoder has no words of its own
     if "truncated" in message:
-        return f"it ends too early, at byte {length}"
+        return f"it ends too early, at byte {len(body)}"
     return message.removeprefix("JSON is malformed: ").replace("invalid escape", "an invalid escape")
 
 

@@ -44,7 +44,7 @@ COMMON: dict[str, Field] = {
     "min_p": _honoured("a number from 0 to 1, default 0"),
     "presence_penalty": _honoured("a number from -2 to 2, default 0"),
     "frequency_penalty": _honoured("a number from -2 to 2, default 0"),
-    "repeat_penalty": _honoured("a number above 0, to 10; default 1 (none)"),
+    "repeat_penalty": _honoured("a number from 0.01 to 10, default 1 (none)"),
     "repeat_last_n": _honoured(
         "an integer from -1 to 1000000, default 64: tokens that penalties look back on; -1: all"
     ),
