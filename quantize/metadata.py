@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import Any
 
@@ -92,7 +91,7 @@ def _front_matter(source: Source) -> dict[str, Any]:
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
     text = "\n".join(lines[1:end]) + "\n"
     text = text.replace("- no\n", '- "no"\n').replace("\t", "  ")  # Norwegian is not `false`; YAML knows no tabs
-    yaml = importlib.import_module("yaml")  # slow to import, and most folders do without
+    import yaml  # noqa: PLC0415 - slow to import, and most folders do without
     try:
         card = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
