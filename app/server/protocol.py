@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.server.exchange import choose_request_id
-from app.server.limits import BODY_SECONDS, HEADER_SECONDS, KEEP_ALIVE_SECONDS, MAX_HEADER_BYTES
-
-if TYPE_CHECKING:
-    import asyncio
+from app.server.limits import BODY_SECONDS, HEADER_SECONDS, KEEP_ALIVE_SECONDS, MAX_HEADER_BYTES, MAX_SOCKETS
 
 _TOO_LARGE = (431, b"Request Header Fields Too Large", f"the headers are over {MAX_HEADER_BYTES} bytes: send less")
 _TOO_SLOW = (408, b"Request Timeout", f"the headers did not arrive within {HEADER_SECONDS:g} s")
@@ -32,12 +31,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_headers = True
         self._awaits_headers = True  # also between two requests
         self._refused = False
+        self._lingers = False  # the answer is complete and its end sent; closed when the body is
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock: a connection that says nothing is closed."""
+        """Start the clock: a connection that says nothing is closed, one too many at once."""
         super().connection_made(transport)
         self._set_deadline(HEADER_SECONDS)
+        if len(self.connections) > MAX_SOCKETS:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
@@ -78,6 +80,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._set_deadline(None)
         self.scope["state"]["abort"] = self.transport.abort
         super().on_headers_complete()
+        self.cycle.transport = _Outlet(self.transport, self._close_after_body)
 
     def on_response_complete(self) -> None:
         """Give a body that is still coming, and that nobody reads, the time a body has."""
@@ -90,6 +93,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._awaits_headers = True
         self._set_deadline(KEEP_ALIVE_SECONDS if self.cycle.response_complete else None)
         super().on_message_complete()
+        if self._lingers:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Refuse what could not be parsed."""
@@ -105,6 +110,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._on_deadline)
+
+    def _close_after_body(self) -> None:
+        """Close, but not on a client that is still sending: the reset would take the answer from it."""
+        if self.cycle.more_body and not self.transport.is_closing():
+            self._lingers = True
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def _on_deadline(self) -> None:
         self._deadline = None
@@ -125,6 +138,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             head += b"x-request-id: %s\r\n" % choose_request_id([]).encode()
             self.transport.write(head + b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(body), body))
         self.transport.close()
+
+
+class _Outlet(asyncio.Transport):
+    """The transport as a request's cycle uses it, which closes in our way."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        super().__init__()
+        self.write = transport.write  # type: ignore[method-assign]
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.close = close  # type: ignore[method-assign]
 
 
 def _without_upgrade(data: bytes) -> bytes:

@@ -46,6 +46,12 @@ class TestBodies:
         status, _, answer = edge.send("POST", CHAT, body, {"content-type": "application/json"})
         assert (status, error_of(answer)["code"]) == (413, "body_too_large")
 
+    @pytest.mark.parametrize("connection", ["keep-alive", "close"])
+    def test_a_client_still_sending_a_large_body_gets_the_answer(self, edge: EdgeServer, connection: str) -> None:
+        for _ in range(3):  # the answer was lost to a reset most of the time
+            status, _, answer = edge.send("POST", CHAT, b" " * 8_000_000, {"connection": connection})
+            assert (status, error_of(answer)["code"]) == (413, "body_too_large")
+
     def test_a_huge_announced_body_is_refused_before_it_is_sent(self, edge: EdgeServer) -> None:
         head = (
             f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999999\r\n\r\n"

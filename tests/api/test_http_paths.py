@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -185,6 +186,19 @@ class TestErrors:
         status, headers, body = edge.post(CHAT, chat())
         assert (status, error_of(body)["code"], headers["retry-after"]) == (503, "engine_crashed", "1")
         assert not edge.pool.running
+
+    def test_more_sockets_than_descriptors_can_be_spared_for(
+        self, edge: EdgeServer, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+    ) -> None:
+        monkeypatch.setattr("app.server.protocol.MAX_SOCKETS", 3)
+        held = [edge.connect() for _ in range(3)]
+        eventually(lambda: edge.connections == 3)
+        with edge.connect(timeout=2) as one_more, contextlib.suppress(ConnectionResetError):
+            assert one_more.recv(1) == b""
+        for connection in held:
+            connection.close()
+        eventually(lambda: edge.connections == 0)
+        assert edge.post(CHAT, chat())[0] == 200
 
     def test_too_many_connections(
         self, edge: EdgeServer, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
