@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,11 +47,20 @@ def main(arguments: list[str]) -> int:
         return 1
     pending: queue.SimpleQueue[ToText] = queue.SimpleQueue()
     threading.stack_size(SMALL_STACK_BYTES)
-    worker = threading.Thread(target=_serve, args=(link, first, pending), daemon=True)
+    worker = threading.Thread(target=_serve_or_end, args=(link, first, pending), daemon=True)
     worker.start()
     for request in requests:
         pending.put(request)
     os._exit(0)  # the parent has gone; a template may still be looping
+
+
+def _serve_or_end(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToText]) -> None:
+    """Serve; an error that nobody foresaw ends the process, because the parent waits for an answer or an end."""
+    try:
+        _serve(link, load, pending)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToText]) -> None:

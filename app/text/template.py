@@ -67,7 +67,7 @@ class ChatTemplate:
             return
         try:
             self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError, MemoryError) as error:
+        except Exception as error:  # Jinja's own, and all that Python says of the code that Jinja makes of it
             self.refusal = (
                 f"the chat template of the model {model_name!r} does not compile ({_describe(error)}); "
                 "send a plain prompt to /v1/completions"

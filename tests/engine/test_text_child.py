@@ -268,6 +268,18 @@ def test_a_file_that_is_no_model_fails_with_its_name(tmp_path: Path, content: by
     child.close()
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{{ " + "9" * 5000 + " }}", "{% for i in [1] %}" * 30 + "x" + "{% endfor %}" * 30],
+    ids=["a number that Python refuses", "loops nested deeper than Python's"],
+)
+def test_a_template_that_python_cannot_compile_is_refused(vocabulary_file: VocabularyFile, template: str) -> None:
+    with running(vocabulary_file("uncompiled", chat_template=template)) as (child, hello):
+        assert not hello.has_chat_template
+        assert "does not compile" in child.refusal(chat("x")).message
+        assert child.ask(RenderText(2, "Hi"))
+
+
 def test_it_leaves_with_its_parent_even_in_an_endless_template(vocabulary_file: VocabularyFile) -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     child = Child(vocabulary_file("endless", chat_template=endless))
