@@ -92,6 +92,7 @@ def _front_matter(source: Source) -> dict[str, Any]:
     text = "\n".join(lines[1:end]) + "\n"
     text = text.replace("- no\n", '- "no"\n').replace("\t", "  ")  # Norwegian is not `false`; YAML knows no tabs
     import yaml  # noqa: PLC0415 - slow to import, and most folders do without
+
     try:
         card = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
