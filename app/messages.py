@@ -166,7 +166,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
 
     running: int
     waiting: int
-    kv_tokens: int
+    kv_tokens: int  # of running sequences
     kv_capacity: int
     prompt_tokens_computed: int  # in this step
     tokens_generated: int  # in this step

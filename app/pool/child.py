@@ -29,7 +29,7 @@ _READ_BYTES = 65536
 _LONGEST_LINE = 2000
 _POLL_SECONDS = 0.005
 _PASSED_NAMES = frozenset({"PATH", "HOME", "LANG", "LLAMA_CPP_LIB_PATH", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"})
-_PASSED_PREFIXES = ("OMP_", "GGML_")
+_PASSED_PREFIXES = ("OMP_", "GOMP_", "GGML_")
 
 
 def clean_environment() -> dict[str, str]:

@@ -200,8 +200,12 @@ class Engine:
 
     def _token_logprob(self, token: int, detail: _Detail) -> TokenLogprob:
         log_sum, top = detail.logprobs
-        best = [(other, self._pieces[other], max(logprob, _LEAST_LOGPROB)) for other, logprob in top]
-        return TokenLogprob(token, self._pieces[token], max(float(detail.row[token]) - log_sum, _LEAST_LOGPROB), best)
+        best = [(other, self._name(other), max(logprob, _LEAST_LOGPROB)) for other, logprob in top]
+        return TokenLogprob(token, self._name(token), max(float(detail.row[token]) - log_sum, _LEAST_LOGPROB), best)
+
+    def _name(self, token: int) -> bytes:
+        """Return a token's bytes, also of a control token, which has none in an answer."""
+        return self._pieces[token] or self._vocabulary.token_to_piece(token, special=True)
 
     def _end(
         self,
@@ -230,7 +234,7 @@ class Engine:
             load = Load(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
-                kv_tokens=self._cache.tokens_held,
+                kv_tokens=self._cache.tokens_in_use,
                 kv_capacity=self._capacity,
                 prompt_tokens_computed=prompt_tokens,
                 tokens_generated=generated,

@@ -53,9 +53,9 @@ class KvCache:
         return any(not slot.busy for slot in self.slots)
 
     @property
-    def tokens_held(self) -> int:
-        """Tokens in all slots, idle ones included."""
-        return sum(slot.length for slot in self.slots)
+    def tokens_in_use(self) -> int:
+        """Tokens of running sequences; what idle slots keep as prefixes can be given up at any time."""
+        return sum(slot.length for slot in self.slots if slot.busy)
 
     def take(self, tokens: Tokens, prompt_length: int) -> tuple[Slot, int]:
         """Make the best idle slot busy with a sequence; return it and how many tokens of its prompt it holds already.

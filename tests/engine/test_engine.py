@@ -197,6 +197,14 @@ def test_logprobs_come_with_each_token(harness: Harness) -> None:
     assert harness.pieces(2)[0].logprobs[0].top == []
 
 
+def test_logprobs_name_control_tokens_that_have_no_text(harness: Harness) -> None:
+    im_start = 1
+    harness.run(1, "The capital of France is", 1, Sampling(temperature=0, logit_bias={im_start: 100.0}), top_logprobs=0)
+    (entry,) = [entry for piece in harness.pieces(1) for entry in piece.logprobs or []]
+    assert (entry.token, entry.text) == (im_start, b"<|im_start|>")
+    assert harness.answer(1) == ""
+
+
 @pytest.mark.parametrize(
     ("change", "error", "param"),
     [
