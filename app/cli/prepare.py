@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import BadInputError, PestleError, StorageError, UsageError
+from quantize import recipe
 
 
 class QuantizeFailedError(PestleError):
@@ -25,29 +26,31 @@ class QuantizeFailedError(PestleError):
 def prepare_model(named: str, quantization: str, cache: Path) -> Path:
     """Return the GGUF to serve: the file itself, or the folder's quantization from the cache, made now if needed.
 
-    Raises UsageError when nothing is there, BadInputError for what is neither, StorageError for an unusable cache.
+    Raises UsageError when nothing is there or the type is unknown, BadInputError for what is neither a GGUF nor a
+    checkpoint, StorageError for an unusable cache.
     """
     try:
         named.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"the model's path {named!r} is not UTF-8: rename it", param="model_path") from error
+    label = recipe.find(quantization).label
     path = Path(named).expanduser()
     if path.is_file():
         return path.absolute()
     if path.is_dir():
-        return _quantized(path.resolve(), quantization.lower(), cache)
+        return _quantized(path.resolve(), label, cache)
     raise UsageError(f"no model at {named!r}: give a GGUF file or a folder of safetensors", param="model_path")
 
 
-def _quantized(folder: Path, quantization: str, cache: Path) -> Path:
-    target = cache / "models" / _fingerprint(folder) / f"{folder.name}-{quantization.upper()}.gguf"
+def _quantized(folder: Path, label: str, cache: Path) -> Path:
+    target = cache / "models" / _fingerprint(folder) / f"{folder.name}-{label}.gguf"
     if target.is_file():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
             if not target.is_file():
-                _run_quantizer(folder, quantization, target)
+                _run_quantizer(folder, label.lower(), target)
     except OSError as error:
         raise StorageError(
             f"cannot keep the quantized model in {error.filename or cache}: {error.strerror}; "

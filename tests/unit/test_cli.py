@@ -24,6 +24,7 @@ def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) ->
         (["serve"], 2, "LLM_MODEL_PATH"),
         (["serve", "nowhere.gguf"], 2, "nowhere.gguf"),
         (["serve", "\udcff.gguf"], 2, "rename"),
+        (["serve", ".", "--quantization", "q9_9"], 2, "q4_k_m"),
         (["serve", "nowhere.gguf", "--port", "x"], 2, "--port"),
         (["serve", "one.gguf", "--model-path", "two.gguf"], 2, "twice"),
         (["serve", "x.gguf", "--config", "nowhere.toml"], 4, "nowhere.toml"),
