@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from app.cli import main
 from app.cli.prepare import prepare_model
 from app.errors import BadInputError, StorageError, UsageError
+from app.pool.pool import Pool
 
 
 def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +59,27 @@ def test_a_file_that_is_no_model_is_refused_before_any_process_starts(tmp_path: 
     )
     assert finished.returncode == 3
     assert "not-a-model.gguf" in finished.stderr
+
+
+def test_a_signal_that_the_imports_swallow_still_ends_it(
+    monkeypatch: pytest.MonkeyPatch, default_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def spawn(_pool: Pool) -> None:
+        Swallows()
+
+    monkeypatch.setattr(Pool, "spawn", spawn)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    monkeypatch.setattr("app.observability.logging.configure", lambda *_: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["serve", str(default_model), "--port", "0"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "Chat page" not in capfd.readouterr().out
 
 
 def test_a_gguf_is_served_as_it_is(tmp_path: Path) -> None:
