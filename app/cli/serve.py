@@ -48,25 +48,26 @@ def add_command(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it; returns the exit code."""
     settings = _settings(arguments)
-    asked_to_end: list[int] = []
-
-    def leave(number: int, _frame: object) -> None:
-        asked_to_end.append(number)
-        sys.exit(0)
-
-    signal.signal(signal.SIGTERM, leave)  # until the server drains on it
+    signal.signal(signal.SIGTERM, _leave)
     logging.configure(settings.log_format, settings.log_level)
     model_file = prepare_model(settings.model_path, settings.quantization, cache_folder(settings))
     read_header(model_file, largest_array=0)  # truncated or hostile files end here, before any library sees them
     model_id = model_file.name.removesuffix(".gguf")
     metrics = Metrics()
     pool = Pool(settings, model_file, model_id, metrics)
+    asked_to_end: list[int] = []  # imports can swallow what a signal's handler raises: while they run, it is noted
+    signal.signal(signal.SIGTERM, lambda number, _frame: asked_to_end.append(number))
     pool.spawn()  # the children load while the web framework is being imported
     from app.server.run import run as run_server  # noqa: PLC0415
 
-    if asked_to_end:  # the import machinery's weak references swallow what a signal's handler raises inside them
+    signal.signal(signal.SIGTERM, _leave)  # until the server drains on it
+    if asked_to_end:
         return 0
     return run_server(pool, settings, metrics, on_ready=lambda url: _announce(url, model_id))
+
+
+def _leave(_number: int, _frame: object) -> None:
+    sys.exit(0)
 
 
 def _settings(arguments: argparse.Namespace) -> ServeSettings:

@@ -28,6 +28,7 @@ _KEPT_LINES = 40
 _READ_BYTES = 65536
 _LONGEST_LINE = 2000
 _POLL_SECONDS = 0.005
+_GRACE_AFTER_KILL_SECONDS = 10.0
 _PASSED_NAMES = frozenset({"PATH", "HOME", "LANG", "LLAMA_CPP_LIB_PATH", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"})
 _PASSED_PREFIXES = ("OMP_", "GOMP_", "GGML_")
 
@@ -93,23 +94,29 @@ class ChildProcess:
             self.link.abort()
         else:
             self._socket.close()
-        deadline = time.monotonic() + grace
         try:
-            while self._process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing wakes us
-                await asyncio.sleep(_POLL_SECONDS)
-        finally:
-            if self._process.poll() is None:
+            if not await self._has_ended(grace):
                 self.kill()
-                self._process.wait()
+                await self._has_ended(_GRACE_AFTER_KILL_SECONDS)  # a large process may take long to be torn down
+        finally:
+            self.kill()
             self._close_output()
         return self._ending()
+
+    async def _has_ended(self, grace: float) -> bool:
+        deadline = time.monotonic() + grace
+        while self._process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing wakes us
+            await asyncio.sleep(_POLL_SECONDS)
+        return self._process.poll() is not None
 
     def last_lines(self) -> str:
         """Return the last lines that the child wrote, for an error message; empty when it wrote none."""
         return "\n".join(self._lines)
 
     def _ending(self) -> str:
-        code = self._process.returncode
+        code = self._process.poll()
+        if code is None:
+            return "killed, and still not gone"
         if code >= 0:
             return f"exit status {code}"
         try:

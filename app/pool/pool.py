@@ -217,6 +217,8 @@ class Pool:
             answer_tokens(prompt, tokens, context_length, request)
             for prompt, tokens in zip(request.prompts, prompts, strict=True)
         ]
+        if self.failure is not None:
+            raise self._failed_error()
         if self._drained:
             raise self._draining_error()
         generation.prompt_tokens = sum(map(len, prompts)) // _BYTES_PER_TOKEN

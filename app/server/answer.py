@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from litestar.response import Response
 
 from app.errors import PestleError
+from app.pool.generation import Generation
 from app.server import sse
 from app.server.disconnect import unless_gone
 from app.server.exceptions import error_document, unexpected
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from app.messages import Piece
     from app.observability.metrics import Metrics
-    from app.pool.generation import Generation
     from app.pool.pool import Pool
     from app.pool.request import GenerationRequest, ModelInfo
     from app.server.exchange import Exchange
@@ -65,7 +65,7 @@ async def whole(
     Raises the pool's errors, and ClientGoneError when the client goes first; the slot is free then.
     """
     exchange = exchange_of(request.scope)
-    generation = await unless_gone(request.receive, pool.open(asked))
+    generation = await unless_gone(request.receive, pool.open(asked), Generation.aclose)
     try:
         pieces = await unless_gone(request.receive, generation.collect())
     finally:
@@ -82,7 +82,7 @@ async def stream(
     headers: dict[str, str],
 ) -> sse.EventStream:
     """Return a response that streams; whatever can fail before the HTTP status has then succeeded."""
-    generation = await unless_gone(request.receive, pool.open(asked))
+    generation = await unless_gone(request.receive, pool.open(asked), Generation.aclose)
     return sse.EventStream(_events(generation, chunks, exchange_of(request.scope)), headers, generation.aclose)
 
 

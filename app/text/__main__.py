@@ -1,7 +1,12 @@
-"""Starts the text child: `python -P -m app.text FD`."""
+"""`python -m app.text FD`: one child for each model's vocabulary; FD is its end of a socket pair."""
 
 import sys
 
-from app.text.main import main
+from app.childhood import leave_signals_to_parent
 
-sys.exit(main(sys.argv))
+if __name__ == "__main__":
+    leave_signals_to_parent()
+
+    from app.text.main import main
+
+    sys.exit(main(sys.argv))

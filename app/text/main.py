@@ -7,13 +7,10 @@ so that the end of the parent is noticed in the middle of a template that never 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import queue
 import resource
-import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from app.childhood import end_with_parent
 from app.errors import ModelLoadError, PestleError, PromptRefusedError
 from app.llama.library import build_name
 from app.llama.model import VocabularyModel
@@ -34,13 +32,12 @@ if TYPE_CHECKING:
 
 _MEMORY_HEADROOM_BYTES = 2 * 1024 * 1024 * 1024  # over what is mapped after loading; half of it is a large stack
 _RECEIVE_BYTES = 262144
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
     """Serve the socket whose file descriptor is the only argument, until the parent closes it."""
     link = socket.socket(fileno=int(arguments[1]))
-    _end_with_parent()
+    end_with_parent()
     requests = _requests(link)
     first = next(requests, None)
     if not isinstance(first, LoadModel):
@@ -125,14 +122,6 @@ def _requests(link: socket.socket) -> Iterator[ToText]:
             return
         for body in reader.feed(data):
             yield decoder.decode(body)
-
-
-def _end_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and the world when it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _limit_memory() -> None:

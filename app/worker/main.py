@@ -6,11 +6,9 @@ its end, even in the middle of a decode. The main thread loads the model and run
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from app.childhood import end_with_parent
 from app.errors import DecodeError, EngineError, ModelLoadError
 from app.llama.context import Context
 from app.llama.device import thread_count
@@ -31,7 +30,6 @@ from app.worker.engine import Engine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PR_SET_PDEATHSIG = 1
 _RECEIVE_BYTES = 1 << 18
 _FALLBACK_CONTEXT = 4096  # for files that don't say what the model was trained for
 
@@ -100,7 +98,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m app.worker FD (Pestle's server starts it)", file=sys.stderr)
         return 2
     faulthandler.enable()
-    die_with_parent()
+    end_with_parent()
     connection = Connection(int(arguments[1]))
     connection.start_reading()
     try:
@@ -154,12 +152,6 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
         load_seconds=time.perf_counter() - started,
     )
     return model, context, hello
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill us when the parent dies, should the end of the socket go unnoticed (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(serve: Callable[[], None]) -> int:

@@ -42,7 +42,7 @@ class TokenSampler:
 
     def __init__(self, sampling: Sampling, vocabulary_size: int, forbidden: Tokens | None = None) -> None:
         """Draw as `sampling` says; never the `forbidden` tokens (as the ends of generation under ignore_eos)."""
-        self.greedy = sampling.temperature <= 0
+        self.greedy = not np.float32(sampling.temperature) > 0  # also when too small for a float32
         self.top_k = sampling.top_k if 0 < sampling.top_k < vocabulary_size else 0
         self._temperature = np.float32(sampling.temperature)
         self._top_p = sampling.top_p if sampling.top_p < 1 else None
