@@ -90,7 +90,7 @@ Wrote: what the kernel was given to write; upstream's sum has the BF16 file in b
 
 {table}
 
-{date}, {machine}, load before {load}; {threads} threads, {runs} runs, alternating.
+{date}, {machine}, load average {load}; {threads} threads, {runs} runs, alternating.
 Upstream: {upstream}. Library: {build}.
 Again: `python scripts/bench_quantize.py --runs {runs} --threads {threads} --write docs/benchmarks.md`.
 """
@@ -199,7 +199,7 @@ def section(rows: Sequence[Row], upstream: Upstream, runs: int, threads: int, lo
         table="\n".join(f"| {' | '.join(cells)} |" for cells in table),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         machine=f"{platform.system()}, {processor()}, {os.cpu_count()} cores",
-        load=f"{load:.1f}",
+        load=f"{load:.1f} before and {os.getloadavg()[0]:.1f} after",
         threads=threads,
         runs=runs,
         upstream=f"{second}, {versions}",
