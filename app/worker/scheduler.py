@@ -1,7 +1,8 @@
 """Decides what the next `llama_decode` computes. Pure: no clock, no I/O, no llama.cpp.
 
-There are no prefill and decode modes: each sequence has tokens that are known and not yet computed. Sequences that lack
-one token get it first; what is left of the budget goes to prompts, in chunks.
+Each sequence has tokens that are known and not yet computed. Those that lack one token are computed together, then
+prompts get a chunk, in turns: in a partitioned cache llama.cpp splits a mixed batch into several passes, which together
+take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by a target time.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from app.worker.kv import KvCache, Slot
     from app.worker.sequence import Sequence
 
-_TARGET_STEP_SECONDS = 0.15  # what a prompt chunk may cost the other streams
-_LEAST_CHUNK = 32
+_TARGET_STEP_SECONDS = 0.15  # what prompts may cost the other streams, a cancellation, and whoever comes next
+_LEAST_CHUNK = 32  # tokens of one prompt that are worth a pass over the weights
 _WEIGHT_OF_NEWEST = 0.3
 _LEAST_MEASURED = 16  # tokens; smaller chunks say more about overhead than about speed
 
@@ -40,7 +41,7 @@ class Schedule:
 
 
 class PromptBudget:
-    """How many prompt tokens a step may hold beside running streams: as many as fit into the target time."""
+    """How many prompt tokens a step may hold: as many as fit into the target time."""
 
     def __init__(self, target_seconds: float = _TARGET_STEP_SECONDS) -> None:
         """Start without a measurement, that is with the smallest chunk."""
@@ -58,7 +59,7 @@ class PromptBudget:
             self._seconds_per_token += _WEIGHT_OF_NEWEST * (measured - self._seconds_per_token)
 
     def tokens(self) -> int:
-        """Return the number of prompt tokens for a step with running streams."""
+        """Return the number of prompt tokens for a step."""
         if self._seconds_per_token is None:
             return _LEAST_CHUNK
         return max(_LEAST_CHUNK, int(self._target / max(self._seconds_per_token, 1e-9)))
@@ -76,6 +77,7 @@ class Scheduler:
         self.waiting: collections.deque[Sequence] = collections.deque()
         self.running: list[Sequence] = []
         self._batch_size = batch_size
+        self._prompts_are_next = False
 
     @property
     def has_work(self) -> bool:
@@ -124,14 +126,16 @@ class Scheduler:
             self.cache.clear(sequence.slot)
 
     def schedule(self) -> Schedule:
-        """Share out the step's token budget."""
+        """Choose what the next step computes: one token each of the streams, or chunks of prompts."""
         decoding = [sequence for sequence in self.running if sequence.n_pending == 1]
         prompts = [sequence for sequence in self.running if sequence.n_pending > 1]
-        counts = [(sequence, 1) for sequence in decoding]
+        turn_of_prompts = bool(prompts) and (self._prompts_are_next or not decoding)
+        self._prompts_are_next = not turn_of_prompts
+        if turn_of_prompts:
+            counts = self._share(prompts, min(self._batch_size, self.budget.tokens()))
+        else:
+            counts = [(sequence, 1) for sequence in decoding]
         schedule = Schedule()
-        if prompts:
-            left = self._batch_size - len(decoding)
-            counts += self._share(prompts, min(left, self.budget.tokens()) if decoding else left)
         for sequence, count in counts:
             if sequence.slot is not None:
                 start = sequence.n_computed
@@ -149,8 +153,9 @@ class Scheduler:
 
     @staticmethod
     def _share(prompts: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-        """Split the budget evenly; what a short prompt doesn't need goes to the longer ones."""
-        served = sorted(prompts[:budget], key=lambda sequence: sequence.n_pending)
+        """Split the budget evenly among the first; what a short prompt doesn't need goes to the longer ones."""
+        first = prompts[: max(1, budget // _LEAST_CHUNK)]
+        served = sorted(first, key=lambda sequence: sequence.n_pending)
         shares: list[tuple[Sequence, int]] = []
         for position, sequence in enumerate(served):
             count = min(sequence.n_pending, budget // (len(served) - position))

@@ -28,8 +28,11 @@ events = st.lists(
 )
 
 
-def check_step(scheduler: Scheduler, memory: list[list[int]]) -> None:
-    """Run one step against a model of llama.cpp's memory, as strict as the real one."""
+def check_step(scheduler: Scheduler, memory: list[list[int]], left_out: list[int]) -> None:
+    """Run one step against a model of llama.cpp's memory, as strict as the real one.
+
+    `left_out` holds the number of steps in a row in which running streams got nothing.
+    """
     waiting_before = list(scheduler.waiting)
     admitted = scheduler.admit()
     assert admitted == waiting_before[: len(admitted)]
@@ -42,9 +45,11 @@ def check_step(scheduler: Scheduler, memory: list[list[int]]) -> None:
     assert sum(chunk.count for chunk in chunks) <= BATCH
     assert all(chunk.count >= 1 for chunk in chunks)
     assert bool(chunks) == bool(scheduler.running)
-    for sequence in scheduler.running:
-        if sequence.n_pending == 1:
-            assert any(chunk.sequence is sequence for chunk in chunks), "a running stream was left out"
+    streams = [sequence for sequence in scheduler.running if sequence.n_pending == 1]
+    served = [sequence for sequence in streams if any(chunk.sequence is sequence for chunk in chunks)]
+    assert served in (streams, []), "some running streams were left out"
+    left_out[0] = left_out[0] + 1 if len(served) < len(streams) else 0
+    assert left_out[0] <= 1, "running streams were left out twice"
     assert len({chunk.slot.index for chunk in chunks}) == len(chunks)
     for chunk in chunks:
         assert len(memory[chunk.slot.index]) == chunk.start
@@ -64,7 +69,7 @@ def test_books_and_memory_agree_and_everyone_is_served(history: list[tuple[str, 
     cache = KvCache(SLOTS)
     scheduler = Scheduler(cache, BATCH)
     memory: list[list[int]] = [[] for _ in range(SLOTS)]
-    added = 0
+    added, left_out = 0, [0]
     for event, number, answer, seed in history:
         if event == "add":
             tokens = np.full(number + answer, seed, np.int32)
@@ -76,12 +81,12 @@ def test_books_and_memory_agree_and_everyone_is_served(history: list[tuple[str, 
         elif event == "slow":
             scheduler.budget.observe(100, number / 100)
         else:
-            check_step(scheduler, memory)
+            check_step(scheduler, memory, left_out)
         assert cache.differences([len(held) for held in memory]) == [] or any(slot.busy for slot in cache.slots)
         assert sum(slot.busy for slot in cache.slots) == len(scheduler.running)
     steps = 0
     while scheduler.has_work:
-        check_step(scheduler, memory)
+        check_step(scheduler, memory, left_out)
         steps += 1
         assert steps < 2000, "someone starves"
     assert cache.differences([len(held) for held in memory]) == []

@@ -34,20 +34,35 @@ def counts(chunks: list[Chunk]) -> dict[int, int]:
     return {chunk.sequence.request: chunk.count for chunk in chunks}
 
 
-def test_a_lone_prompt_takes_the_whole_batch() -> None:
-    scheduler = Scheduler(KvCache(2), 100)
+def quick() -> PromptBudget:
+    """Return a budget that is no bound: of a device that computes a million tokens a second."""
+    budget = PromptBudget()
+    budget.observe(1000, 0.001)
+    return budget
+
+
+def test_a_lone_prompt_comes_in_chunks_within_batch_and_target_time() -> None:
+    scheduler = Scheduler(KvCache(2), 100, quick())
     scheduler.add(sequence(1, 250))
     assert [counts(step(scheduler)) for _ in range(4)] == [{1: 100}, {1: 100}, {1: 50}, {1: 1}]
 
-
-def test_running_streams_come_first_and_the_prompt_gets_its_budget() -> None:
     budget = PromptBudget(target_seconds=0.1)
     budget.observe(100, 0.2)  # 2 ms a token
     scheduler = Scheduler(KvCache(2), 512, budget)
+    scheduler.add(sequence(1, 120))
+    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 50}, {1: 50}, {1: 20}, {1: 1}]
+
+
+def test_streams_and_prompts_take_turns() -> None:
+    budget = PromptBudget(target_seconds=0.1)
+    budget.observe(100, 0.2)
+    scheduler = Scheduler(KvCache(3), 512, budget)
     scheduler.add(sequence(1, 1))
+    scheduler.add(sequence(2, 1))
     step(scheduler)
-    scheduler.add(sequence(2, 400))
-    assert counts(step(scheduler)) == {1: 1, 2: 50}
+    scheduler.add(sequence(3, 80))
+    turns = [counts(step(scheduler)) for _ in range(5)]
+    assert turns == [{3: 50}, {1: 1, 2: 1}, {3: 30}, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 1}]
 
 
 def test_the_budget_starts_small_and_never_falls_below_the_least_chunk() -> None:
@@ -63,14 +78,22 @@ def test_the_budget_starts_small_and_never_falls_below_the_least_chunk() -> None
 
 
 def test_prompts_share_evenly_and_short_ones_leave_their_rest() -> None:
-    scheduler = Scheduler(KvCache(3), 100)
+    scheduler = Scheduler(KvCache(3), 100, quick())
     for request, prompt in ((1, 300), (2, 10), (3, 300)):
         scheduler.add(sequence(request, prompt))
     assert counts(step(scheduler)) == {1: 45, 2: 10, 3: 45}
 
 
+def test_prompts_share_a_step_only_while_each_gets_a_worthwhile_chunk() -> None:
+    scheduler = Scheduler(KvCache(3), 512)  # not measured yet: the least chunk
+    for request in (1, 2, 3):
+        scheduler.add(sequence(request, 40))
+    turns = [counts(step(scheduler)) for _ in range(4)]
+    assert turns == [{1: 32}, {1: 8}, {1: 1}, {2: 32}]
+
+
 def test_chunks_are_ordered_by_slot() -> None:
-    scheduler = Scheduler(KvCache(3), 100)
+    scheduler = Scheduler(KvCache(3), 100, quick())
     for request in (1, 2, 3):
         scheduler.add(sequence(request, 5 * request))
     slots = [chunk.slot.index for chunk in step(scheduler)]
