@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from app.worker.kv import KvCache, Slot
     from app.worker.sequence import Sequence
 
-_TARGET_STEP_SECONDS = 0.15  # what prompts may cost the other streams, a cancellation, and whoever comes next
+_TARGET_STEP_SECONDS = 0.2  # what prompts may cost the other streams, a cancellation, and whoever comes next
 _LEAST_CHUNK = 32  # tokens of one prompt that are worth a pass over the weights
 _WEIGHT_OF_NEWEST = 0.3
 _LEAST_MEASURED = 16  # tokens; smaller chunks say more about overhead than about speed
@@ -126,15 +126,15 @@ class Scheduler:
             self.cache.clear(sequence.slot)
 
     def schedule(self) -> Schedule:
-        """Choose what the next step computes: one token each of the streams, or chunks of prompts."""
+        """Choose what the next step computes: one token of each stream, or chunks of prompts."""
         decoding = [sequence for sequence in self.running if sequence.n_pending == 1]
         prompts = [sequence for sequence in self.running if sequence.n_pending > 1]
         turn_of_prompts = bool(prompts) and (self._prompts_are_next or not decoding)
         self._prompts_are_next = not turn_of_prompts
         if turn_of_prompts:
-            counts = self._share(prompts, min(self._batch_size, self.budget.tokens()))
+            counts = _share(prompts, min(self._batch_size, self.budget.tokens()), self._batch_size)
         else:
-            counts = [(sequence, 1) for sequence in decoding]
+            counts = [(sequence, 1) for sequence in (*decoding, *_between(decoding, prompts))]
         schedule = Schedule()
         for sequence, count in counts:
             if sequence.slot is not None:
@@ -151,14 +151,28 @@ class Scheduler:
         for chunk in chunks:
             chunk.sequence.n_computed = chunk.slot.length = chunk.start + chunk.count
 
-    @staticmethod
-    def _share(prompts: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-        """Split the budget evenly among the first; what a short prompt doesn't need goes to the longer ones."""
-        first = prompts[: max(1, budget // _LEAST_CHUNK)]
-        served = sorted(first, key=lambda sequence: sequence.n_pending)
-        shares: list[tuple[Sequence, int]] = []
-        for position, sequence in enumerate(served):
-            count = min(sequence.n_pending, budget // (len(served) - position))
-            budget -= count
-            shares.append((sequence, count))
-        return shares
+
+def _share(prompts: list[Sequence], budget: int, room: int) -> list[tuple[Sequence, int]]:
+    """Split a step's tokens: a chunk for the oldest prompt, so that none starves, and the rest for those soonest done.
+
+    A rest that isn't worth a pass of its own is computed at once: over the `budget`, but never over the `room`.
+    """
+    oldest = prompts[0]
+    counts = {oldest.request: min(oldest.n_pending, _LEAST_CHUNK, budget)}
+    budget -= counts[oldest.request]
+    room -= counts[oldest.request]
+    for sequence in sorted(prompts, key=lambda sequence: sequence.n_pending):
+        pending = sequence.n_pending - counts.get(sequence.request, 0)
+        if budget < _LEAST_CHUNK and sequence is not oldest:
+            continue
+        more = pending if pending < min(max(budget, 0) + _LEAST_CHUNK, room + 1) else max(budget, 0)
+        counts[sequence.request] = counts.get(sequence.request, 0) + more
+        budget -= more
+        room -= more
+    return [(sequence, counts[sequence.request]) for sequence in prompts if sequence.request in counts]
+
+
+def _between(streams: list[Sequence], prompts: list[Sequence]) -> list[Sequence]:
+    """Return the prompts whose slots lie between the streams': a token of each closes a gap, which costs a pass."""
+    taken = sorted(sequence.slot.index for sequence in streams if sequence.slot)
+    return [prompt for prompt in prompts if prompt.slot and taken and taken[0] < prompt.slot.index < taken[-1]]

@@ -49,8 +49,8 @@ def test_a_lone_prompt_comes_in_chunks_within_batch_and_target_time() -> None:
     budget = PromptBudget(target_seconds=0.1)
     budget.observe(100, 0.2)  # 2 ms a token
     scheduler = Scheduler(KvCache(2), 512, budget)
-    scheduler.add(sequence(1, 120))
-    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 50}, {1: 50}, {1: 20}, {1: 1}]
+    scheduler.add(sequence(1, 150))
+    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 50}, {1: 50}, {1: 50}, {1: 1}]
 
 
 def test_streams_and_prompts_take_turns() -> None:
@@ -60,9 +60,9 @@ def test_streams_and_prompts_take_turns() -> None:
     scheduler.add(sequence(1, 1))
     scheduler.add(sequence(2, 1))
     step(scheduler)
-    scheduler.add(sequence(3, 80))
+    scheduler.add(sequence(3, 130))
     turns = [counts(step(scheduler)) for _ in range(5)]
-    assert turns == [{3: 50}, {1: 1, 2: 1}, {3: 30}, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 1}]
+    assert turns == [{3: 50}, {1: 1, 2: 1}, {3: 80}, {1: 1, 2: 1, 3: 1}, {1: 1, 2: 1, 3: 1}]
 
 
 def test_the_budget_starts_small_and_never_falls_below_the_least_chunk() -> None:
@@ -71,25 +71,47 @@ def test_the_budget_starts_small_and_never_falls_below_the_least_chunk() -> None
     budget.observe(8, 60.0)  # too small to say anything
     assert budget.tokens() == 32
     budget.observe(100, 0.1)
-    assert budget.tokens() == 150
+    assert budget.tokens() == 200
     for _ in range(50):
         budget.observe(100, 100.0)
     assert budget.tokens() == 32
 
 
-def test_prompts_share_evenly_and_short_ones_leave_their_rest() -> None:
-    scheduler = Scheduler(KvCache(3), 100, quick())
-    for request, prompt in ((1, 300), (2, 10), (3, 300)):
+def test_short_prompts_are_done_first_and_the_oldest_never_starves() -> None:
+    scheduler = Scheduler(KvCache(4), 100, quick())
+    for request, prompt in ((1, 300), (2, 40), (3, 20), (4, 300)):
         scheduler.add(sequence(request, prompt))
-    assert counts(step(scheduler)) == {1: 45, 2: 10, 3: 45}
+    assert counts(step(scheduler)) == {1: 40, 2: 40, 3: 20}
 
 
-def test_prompts_share_a_step_only_while_each_gets_a_worthwhile_chunk() -> None:
+def test_of_equal_prompts_the_oldest_is_done_first() -> None:
     scheduler = Scheduler(KvCache(3), 512)  # not measured yet: the least chunk
     for request in (1, 2, 3):
-        scheduler.add(sequence(request, 40))
+        scheduler.add(sequence(request, 80))
     turns = [counts(step(scheduler)) for _ in range(4)]
-    assert turns == [{1: 32}, {1: 8}, {1: 1}, {2: 32}]
+    assert turns == [{1: 32}, {1: 48}, {1: 1}, {2: 32}]
+
+
+def test_a_rest_that_is_not_worth_a_pass_is_computed_at_once() -> None:
+    budget = PromptBudget(target_seconds=0.1)
+    budget.observe(100, 0.2)  # 50 tokens
+    scheduler = Scheduler(KvCache(1), 512, budget)
+    scheduler.add(sequence(1, 81))
+    assert counts(step(scheduler)) == {1: 81}
+    narrow = Scheduler(KvCache(1), 60, budget)
+    narrow.add(sequence(2, 81))
+    assert [counts(step(narrow)) for _ in range(2)] == [{2: 50}, {2: 31}]
+
+
+def test_a_prompt_between_streams_closes_the_gap() -> None:
+    scheduler = Scheduler(KvCache(3), 512, quick())
+    for request in (1, 2, 3):
+        scheduler.add(sequence(request, 1, answer=90))
+    step(scheduler)
+    scheduler.remove(scheduler.running[1])
+    scheduler.add(sequence(4, 1000))
+    turns = [counts(step(scheduler)) for _ in range(3)]
+    assert turns == [{4: 512}, {1: 1, 3: 1, 4: 1}, {4: 487}]
 
 
 def test_chunks_are_ordered_by_slot() -> None:
