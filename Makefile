@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON3 ?= python3
 ACCEL   ?=
 MODEL   ?=
-TYPE    ?= q8_0
+TYPE    ?=
 OUT     ?=
 PORT    ?=
 VENV    := .venv
@@ -30,12 +30,13 @@ $(DEV): $(RUNTIME)
 	@PYTHON3="$(PYTHON3)" scripts/setup.sh dev
 
 serve: $(RUNTIME) ## chat with the default model, or MODEL=<folder or GGUF> TYPE=q8_0|q4_0|q4_k_m PORT=8080
-	@model="$(MODEL)"; if [ -z "$$model" ]; then model=$$($(PYTHON) scripts/rebuild_default_checkpoint.py); fi; \
-	  exec $(PESTLE) serve "$$model" --quantization $(TYPE) $(if $(PORT),--port $(PORT))
+	@model="$(MODEL)"; model="$${model:-$${LLM_MODEL_PATH:-}}"; \
+	  if [ -z "$$model" ]; then model=$$($(PYTHON) scripts/rebuild_default_checkpoint.py); fi; \
+	  exec $(PESTLE) serve --model-path "$$model" $(if $(TYPE),--quantization $(TYPE)) $(if $(PORT),--port $(PORT))
 
 quantize: $(RUNTIME) ## grind MODEL=<folder> into one GGUF: TYPE=q8_0|q4_0|q4_k_m|f16|bf16 OUT=<file>
 	@[ -n "$(MODEL)" ] || { echo "say which: make quantize MODEL=<folder of safetensors> [TYPE=q4_k_m] [OUT=model.gguf]" >&2; exit 2; }
-	@$(PESTLE) quantize "$(MODEL)" --type $(TYPE) $(if $(OUT),--out "$(OUT)")
+	@$(PESTLE) quantize "$(MODEL)" --type $(or $(TYPE),q8_0) $(if $(OUT),--out "$(OUT)")
 
 test: $(DEV) ## run the whole suite
 	@$(PYTHON) -m pytest
@@ -48,10 +49,12 @@ check: $(DEV) ## formatting, lint, types and the floors of the house
 
 oracle: $(DEV) ## compare every byte with upstream's converter and quantizer (own environment with torch)
 	@$(PYTHON) scripts/oracle.py
+	@$(PYTHON) scripts/oracle_variants.py
 
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
 	@$(PYTHON) scripts/bench_quantize.py
-	@$(PYTHON) scripts/bench_serving.py --peer
+	@$(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5
+	@$(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5
 
 clean: ## remove the environment and what the tools left
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

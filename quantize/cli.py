@@ -54,10 +54,11 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
     from quantize import pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
 
     recipe = find(arguments.type)
+    source = arguments.source.expanduser()
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
-    out = arguments.out or Path(f"{arguments.source.absolute().name}-{recipe.label}.gguf")
-    prepared = pipeline.prepare(arguments.source, recipe.name)
+    out = (arguments.out or Path(f"{source.absolute().name}-{recipe.label}.gguf")).expanduser()
+    prepared = pipeline.prepare(source, recipe.name)
     if arguments.dry_run:
         reporter.plan(prepared, out)
         return

@@ -2,7 +2,7 @@
 
     python scripts/bench_serving.py --url http://127.0.0.1:8080 --clients 8 --requests 64
     python scripts/bench_serving.py --url http://127.0.0.1:8080 --rate 2 --requests 100 --workload mixed
-    LLAMA_SERVER=.../llama-server python scripts/bench_serving.py --peer --model FILE.gguf --clients 8 --runs 5
+    LLAMA_SERVER=.../llama-server python scripts/bench_serving.py --peer [--model FILE.gguf] --clients 8 --runs 5
     python scripts/bench_serving.py --self-test
 
 Exit codes: 0 all requests answered, 1 some were not, 2 usage, 3 a server did not come up or refuses, 130 interrupted.
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --peer: llama-server on both sides, to see what a ratio of 1 looks like",
     )
-    pairs.add_argument("--model", type=Path, help="the GGUF that both serve")
+    pairs.add_argument("--model", type=Path, help="the GGUF that both serve (default: the embedded model, Q8_0)")
     pairs.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     pairs.add_argument("--slots", type=int, help="slots of each server (default: --clients)")
     pairs.add_argument("--ctx", type=int, default=2048, help="tokens a slot (default 2048)")
@@ -119,8 +119,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.peer:
         if not os.environ.get("LLAMA_SERVER"):
             parser.error("--peer needs the path of llama-server in the environment variable LLAMA_SERVER")
-        if args.model is None or not args.model.is_file():
-            parser.error(f"--peer needs --model FILE.gguf; {args.model} is not a file")
+        if args.model is not None and not args.model.is_file():
+            parser.error(f"--model {args.model} is not a file")
 
 
 class Bench:
@@ -186,7 +186,7 @@ def bench_url(bench: Bench) -> tuple[dict[str, Any], list[Figures]]:
 def start_sides(bench: Bench, stack: ExitStack) -> list[tuple[str, Target, peer.Server | None]]:
     """Start the subject and the peer; both stay up, idle, while the other works."""
     args = bench.args
-    shape = peer.ServerShape(args.model, args.threads, args.slots, args.ctx)
+    shape = peer.ServerShape(args.model or peer.default_model(), args.threads, args.slots, args.ctx)
     port = peer.free_port()
     command = peer.llama_server_command(os.environ["LLAMA_SERVER"], shape, port, shlex.split(args.llama_args))
     theirs = stack.enter_context(peer.running("llama-server", command, port))

@@ -40,14 +40,14 @@ if [ "${1:-}" = dev ]; then
   exit 0
 fi
 
-accel=${ACCEL:-$(detect)}
+built=$(cat $venv/.accel 2>/dev/null || true)
+accel=${ACCEL:-${built:-$(detect)}}
 case $accel in
   cpu)   options="" ;;
   cuda)  options="-DGGML_CUDA=on" ;;
   metal) options="-DGGML_METAL=on" ;;
   *)     die "ACCEL is cpu, cuda or metal, not '$accel'" ;;
 esac
-built=$(cat $venv/.accel 2>/dev/null || true)
 if [ "$built" != "$accel" ] || ! $venv/bin/python -c 'import llama_cpp' 2>/dev/null; then
   command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || die "no C compiler; on Debian: apt-get install build-essential, on macOS: xcode-select --install"
   say "Compiling llama.cpp for $accel: about 8 minutes on two cores"

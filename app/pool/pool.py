@@ -103,12 +103,12 @@ class Pool:
             except TimeoutError:
                 log.warning("the drain ran out of time", extra={"requests": len(self._generations)})
         self._drained = True
-        self._fail_all(self._draining_error())
+        self._fail_all(_cut_off_error())
 
     async def close(self) -> None:
         """End both children, within two seconds; what still runs fails."""
         self._draining = self._drained = True
-        self._fail_all(self._draining_error())
+        self._fail_all(_cut_off_error())
         await asyncio.gather(self._text_child.close(), self._worker_child.close())
 
     # ---- what there is ----
@@ -290,6 +290,12 @@ class Pool:
         breaker: Breaker,
     ) -> Supervisor:
         return Supervisor(name, command, self._load, msgspec.msgpack.Decoder(messages), client, self, breaker)
+
+
+def _cut_off_error() -> DrainingError:
+    return DrainingError(
+        "the server shut down before this answer was complete", retry_after=_RETRY_AFTER_LOADING_SECONDS
+    )
 
 
 def _load_model(settings: ServeSettings, model_file: Path) -> LoadModel:

@@ -17,6 +17,8 @@ from typing import IO, TYPE_CHECKING
 
 import psutil
 
+from app.cli.prepare import prepare_model
+from app.config import ServeSettings, cache_folder
 from bench.client import Target
 
 if TYPE_CHECKING:
@@ -144,6 +146,16 @@ def pestle_command(binary: str, shape: ServerShape, port: int, extra: Sequence[s
         ),
         *("--parallel", str(shape.slots), "--ctx-size", str(shape.context), *extra),
     ]
+
+
+def default_model() -> Path:
+    """Return the embedded default model as Q8_0, rebuilt and quantized where that has not been done."""
+    script = Path(__file__).parents[1] / "rebuild_default_checkpoint.py"
+    rebuilt = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False)
+    if rebuilt.returncode:
+        raise ServerFailedError("the default model could not be rebuilt: see above; give --model FILE.gguf")
+    settings = ServeSettings(cache_dir=os.environ.get("LLM_CACHE_DIR", ""))
+    return prepare_model(rebuilt.stdout.strip(), settings.quantization, cache_folder(settings))
 
 
 def pestle_binary() -> str:
