@@ -18,6 +18,7 @@ from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize.checkpoint import DTYPE_BYTES, Checkpoint, StoredTensor
 from quantize.plan import PlannedTensor
+from quantize.tensors import Change, Part
 
 SLAB_WEIGHTS = 1 << 17
 
@@ -31,33 +32,51 @@ _EXPONENTS: dict[str, tuple[Any, int]] = {  # all ones: infinity or not a number
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slab:
-    """Some consecutive rows of a tensor."""
+    """Some consecutive rows of a tensor, all from one of its parts.
+
+    `first_weight` counts within the tensor; `first_row` and `rows` within the part, in rows of its own width. A tensor
+    whose bytes are known from the start is one slab without a part.
+    """
 
     tensor: PlannedTensor
-    stored: StoredTensor | None
+    part: Part | None
+    first_weight: int
     first_row: int
     rows: int
 
     @property
-    def nbytes(self) -> int:
-        """The bytes that it takes in the file."""
-        return self.rows * self.tensor.row_bytes
-
-    @property
     def weights(self) -> int:
         """How many numbers it holds."""
-        return self.rows * self.tensor.spec.row_weights
+        return self.rows * self.part.width if self.part else self.tensor.spec.weights
+
+    @property
+    def offset(self) -> int:
+        """Where it begins within the tensor's bytes."""
+        return self.first_weight // self.tensor.spec.row_weights * self.tensor.row_bytes if self.first_weight else 0
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes in the file."""
+        return self.weights // self.tensor.spec.row_weights * self.tensor.row_bytes
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it ends the tensor."""
+        return self.first_weight + self.weights == self.tensor.spec.weights
 
 
-def slabs_of(tensor: PlannedTensor, stored: StoredTensor | None) -> Iterator[Slab]:
-    """Cut a tensor into slabs: whole rows, and whole heads where rows change places within a head."""
-    spec = tensor.spec
-    unit = spec.rows // spec.rope_heads if spec.rope_heads and len(spec.shape) > 1 else 1
-    rows = max(1, SLAB_WEIGHTS // (unit * spec.row_weights)) * unit
-    if len(spec.shape) == 1:
-        rows = 1
-    for first in range(0, spec.rows, rows):
-        yield Slab(tensor, stored, first, min(rows, spec.rows - first))
+def slabs_of(tensor: PlannedTensor) -> Iterator[Slab]:
+    """Cut a tensor into slabs: whole rows, and whole groups where rows change places within a group."""
+    if not tensor.spec.parts:
+        yield Slab(tensor, None, 0, 0, tensor.spec.rows)
+    first_weight = 0
+    for part in tensor.spec.parts:
+        rows = max(1, SLAB_WEIGHTS // (part.unit * part.width)) * part.unit
+        if len(tensor.spec.shape) == 1:
+            rows = part.rows
+        for first in range(0, part.rows, rows):
+            yield Slab(tensor, part, first_weight + first * part.width, first, min(rows, part.rows - first))
+        first_weight += part.rows * part.width
 
 
 class Workspace:
@@ -81,15 +100,15 @@ def encode(slab: Slab, checkpoint: Checkpoint, space: Workspace, *, through_bf16
     `through_bf16` rounds to bf16 before quantizing, as upstream's intermediate file does. Raises `CheckpointError` that
     names the tensor if a weight is NaN or infinite, or does not fit into the type.
     """
-    spec, target = slab.tensor.spec, slab.tensor.type_name.upper()
-    if slab.stored is None:
+    spec, part, target = slab.tensor.spec, slab.part, slab.tensor.type_name.upper()
+    if part is None:
         return np.frombuffer(spec.data or b"", dtype=np.uint8)
-    dtype = slab.stored.dtype
-    raw = _read(slab, slab.stored, checkpoint, space)
-    _check_finite(
-        raw, dtype, space, f"{slab.stored.shard}: the tensor {slab.stored.name!r} holds NaN or infinite weights"
-    )
-    if through_bf16 and target != _F32 and dtype != _BF16:
+    stored = checkpoint.tensors[part.source]
+    raw, dtype = _read(slab, part, stored, checkpoint, space), stored.dtype
+    _check_finite(raw, dtype, space, f"{stored.shard}: the tensor {stored.name!r} holds NaN or infinite weights")
+    if part.change is not None:
+        raw, dtype = _changed(part.change, raw, dtype, space, slab), _F32
+    if through_bf16 and not spec.keep_f32 and dtype != _BF16:
         raw, dtype = _narrow(_widen(raw, dtype, space), _BF16, space, slab), _BF16
     if dtype == target:
         return raw.view(np.uint8)
@@ -100,26 +119,39 @@ def encode(slab: Slab, checkpoint: Checkpoint, space: Workspace, *, through_bf16
         return _narrow(values, target, space, slab).view(np.uint8)
     out = space.array("out", np.uint8, slab.nbytes)
     number = TENSOR_TYPE_NUMBERS[slab.tensor.type_name]
-    quantizer.encode_rows(number, values.reshape(slab.rows, spec.row_weights), out)
+    quantizer.encode_rows(number, values.reshape(-1, spec.row_weights), out)
     if not quantizer.is_valid(number, out):
         raise CheckpointError(_too_large(slab))
     return out
 
 
-def _read(slab: Slab, stored: StoredTensor, checkpoint: Checkpoint, space: Workspace) -> NDArray[Any]:
-    spec = slab.tensor.spec
-    row_bytes = spec.row_weights * DTYPE_BYTES[stored.dtype]
-    buffer = space.array("raw", np.uint8, slab.rows * row_bytes)
-    checkpoint.read_into(stored, slab.first_row * row_bytes, buffer.data)
+def _read(slab: Slab, part: Part, stored: StoredTensor, checkpoint: Checkpoint, space: Workspace) -> NDArray[Any]:
+    row_bytes = part.width * DTYPE_BYTES[stored.dtype]
+    buffer = space.array("raw", np.uint8, part.stored_rows(slab.rows) * row_bytes)
+    checkpoint.read_into(stored, (part.start + part.stored_rows(slab.first_row)) * row_bytes, buffer.data)
     raw: NDArray[Any] = buffer.view(_EXPONENTS[stored.dtype][0])
-    if spec.rope_heads is None:
-        return raw
-    # Hugging Face keeps the first halves of a head's rotary pairs, then the second halves; ggml wants pairs
-    head = (spec.rows if len(spec.shape) > 1 else spec.row_weights) // spec.rope_heads
-    row = spec.row_weights if len(spec.shape) > 1 else 1
-    paired = space.array("paired", raw.dtype, raw.size)
-    np.copyto(paired.reshape(-1, head // 2, 2, row), raw.reshape(-1, 2, head // 2, row).swapaxes(1, 2))
-    return paired
+    if part.take is not None:
+        taken = space.array("taken", raw.dtype, slab.weights)
+        np.take(
+            raw.reshape(-1, part.group, part.width), part.take, axis=1, mode="clip",
+            out=taken.reshape(-1, part.unit, part.width),
+        )  # fmt: skip
+        raw = taken
+    if part.columns is not None:
+        ordered = space.array("ordered", raw.dtype, slab.weights)
+        shape = (-1, part.width)
+        np.take(raw.reshape(shape), part.columns, axis=1, mode="clip", out=ordered.reshape(shape))
+        raw = ordered
+    return raw
+
+
+def _changed(change: Change, raw: NDArray[Any], dtype: str, space: Workspace, slab: Slab) -> NDArray[Any]:
+    values = _widen(raw, dtype, space)
+    change(values)
+    _check_finite(values.view(np.uint32), _F32, space, _too_large(slab))
+    if dtype == _F16:  # upstream changes weights in f16, but bf16 ones in f32
+        values = _widen(_narrow(values, _F16, space, slab), _F16, space)
+    return values.view(np.uint32)
 
 
 def _check_finite(raw: NDArray[Any], dtype: str, space: Workspace, complaint: str) -> None:
@@ -146,5 +178,5 @@ def _narrow(values: NDArray[np.float32], dtype: str, space: Workspace, slab: Sla
 
 
 def _too_large(slab: Slab) -> str:
-    name = slab.stored.name if slab.stored else slab.tensor.spec.name
+    name = slab.part.source if slab.part else slab.tensor.spec.name
     return f"the tensor {name!r} holds weights that are too large for {slab.tensor.type_name}; choose another type"

@@ -17,14 +17,14 @@ from app.errors import StorageError, UsageError
 from app.llama import quantizer
 from quantize import families
 from quantize import recipe as recipes
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint import DTYPE_BYTES, Checkpoint
 from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
 from quantize.kernels import Slab, Workspace, encode, slabs_of
 from quantize.metadata import set_general
 from quantize.plan import Plan, draft_types, make_plan, plan_file
 from quantize.recipe import Recipe
 from quantize.source import Source, open_source
-from quantize.tensors import TensorSpec
+from quantize.tensors import Part, TensorSpec
 from quantize.verify import Samples, verify
 from quantize.writer import AtomicFile
 
@@ -46,8 +46,11 @@ class Prepared:
     @property
     def source_bytes(self) -> int:
         """The bytes of the weights that will be read."""
-        stored = self.checkpoint.tensors
-        return sum(stored[tensor.spec.source].nbytes for tensor in self.plan.tensors if tensor.spec.source)
+        return sum(self.bytes_read(part, part.rows) for tensor in self.plan.tensors for part in tensor.spec.parts)
+
+    def bytes_read(self, part: Part, rows: int) -> int:
+        """Return the bytes of the source that so many rows of a part take."""
+        return part.stored_rows(rows) * part.width * DTYPE_BYTES[self.checkpoint.tensors[part.source].dtype]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +112,12 @@ def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: 
         file.write(memoryview(plan.header))
         for slab, data in encoded:
             tensor = slab.tensor
-            place = slab.first_row * tensor.row_bytes
-            samples.take(len(plan.header) + tensor.offset + place, data)
+            samples.take(len(plan.header) + tensor.offset + slab.offset, data)
             file.write(data)
-            if slab.first_row + slab.rows == tensor.spec.rows:
+            if slab.is_last:
                 file.write(memoryview(bytes(aligned(tensor.nbytes) - tensor.nbytes)))
-            if slab.stored is not None:
-                done += slab.weights * slab.stored.nbytes // tensor.spec.weights
+            if slab.part is not None:
+                done += prepared.bytes_read(slab.part, slab.rows)
             if progress is not None:
                 progress(done, total)
         file.commit(lambda part: verify(part, plan, samples))
@@ -146,8 +148,7 @@ def _encoded(prepared: Prepared, threads: int) -> Generator[tuple[Slab, memoryvi
     with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
         try:
             for tensor in prepared.plan.tensors:
-                stored = checkpoint.tensors[tensor.spec.source] if tensor.spec.source else None
-                for slab in slabs_of(tensor, stored):
+                for slab in slabs_of(tensor):
                     if not free:
                         done, space, future = pending.popleft()
                         yield done, future.result()

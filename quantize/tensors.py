@@ -4,22 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Change = Callable[[NDArray[np.float32]], None]
+"""Changes weights in place, whatever their shape."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Consecutive rows of a target that come from one stored tensor.
+
+    The stored tensor is read as rows of `width` weights, from row `start` on, whatever its own shape. Without `take`
+    the rows keep their order. With it the stored rows come in groups of `group`, and of each the rows `take` are taken,
+    in that order: a permutation within heads, or every other row. `columns` does the same with the weights of a row.
+    `change` is applied to the numbers in f32, before they are rounded to any type.
+    """
+
+    source: str
+    rows: int
+    width: int
+    start: int = 0
+    group: int = 1
+    take: NDArray[np.intp] | None = None
+    columns: NDArray[np.intp] | None = None
+    change: Change | None = None
+
+    @property
+    def unit(self) -> int:
+        """How many rows of the target come from one group."""
+        return 1 if self.take is None else len(self.take)
+
+    def stored_rows(self, rows: int) -> int:
+        """Return how many stored rows must be read for so many rows of the target, a multiple of `unit`."""
+        return rows // self.unit * self.group
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor to be written.
 
-    `name` is its name in the GGUF, `shape` is in numpy's order (rows first). Its weights are those of the checkpoint's
-    tensor `source`, or the F32 bytes in `data`. `rope_heads` undoes Hugging Face's ordering of rotary pairs within so
-    many heads. `keep_f32` is for what is never stored in 16 bits: norms, and anything with one dimension.
+    `name` is its name in the GGUF, `shape` is in numpy's order (rows first). Its weights are those of `parts`, one
+    after the other, or the F32 bytes in `data`. `keep_f32` is for what is never stored in 16 bits: see `always_f32`.
     """
 
     name: str
     shape: tuple[int, ...]
-    source: str | None = None
+    parts: tuple[Part, ...] = ()
     data: bytes | None = None
-    rope_heads: int | None = None
     keep_f32: bool = False
 
     @property
@@ -36,3 +70,33 @@ class TensorSpec:
     def rows(self) -> int:
         """How many rows it has."""
         return self.weights // self.shape[-1]
+
+
+_ALWAYS_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "token_types", "ssm_conv1d", "shortconv.conv")
+
+
+def always_f32(name: str, dimensions: int) -> bool:
+    """Tell whether upstream's converter stores a tensor of the GGUF in F32, whatever the type of the file."""
+    if dimensions <= 1 or name.endswith("_norm.weight") or not name.endswith(".weight"):
+        return True
+    stem = name.removesuffix(".weight")
+    return (stem.split(".", 2)[2] if stem.startswith("blk.") else stem) in _ALWAYS_F32
+
+
+def rope_pairs(head: int) -> NDArray[np.intp]:
+    """Return the order of a head's rows in ggml, which wants rotary pairs side by side.
+
+    Hugging Face keeps the first halves of a head's pairs, then the second halves.
+    """
+    return np.arange(head).reshape(2, head // 2).T.ravel()
+
+
+def plus_one(weights: NDArray[np.float32]) -> None:
+    """Add 1: the norms of Gemma and others are stored as what they add to 1."""
+    weights += 1
+
+
+def negative_exp(weights: NDArray[np.float32]) -> None:
+    """Turn the logarithm of a decay into what the decay is multiplied with."""
+    np.exp(weights, out=weights)
+    np.negative(weights, out=weights)

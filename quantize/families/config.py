@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from app.errors import CheckpointError
-from quantize.header import KeyTable
+from quantize.source import Source
 
 _MAX_COUNT = (1 << 31) - 1
-# llama3's factors are a tensor; dynamic scaling, which llama.cpp does not know, begins beyond the trained context
-_WITHOUT_KEYS = {"default", "llama3", "dynamic"}
+_LOCAL_THETA = ("local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq")
+_MIRRORED = (  # rotary parameters that config.json may have outside of its rope object, with their spellings
+    ("rope_theta", ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base")),
+    ("partial_rotary_factor", ("partial_rotary_factor", "rope_pct", "rope_percent")),
+    ("original_max_position_embeddings", ("original_max_position_embeddings",)),
+)
 
 
 class Config:
-    """The fields of a config.json, defaults filled in; `path` is for messages."""
+    """The fields of a config.json, a text model's own brought to the top, null ones replaced by the defaults.
 
-    def __init__(self, path: Path, fields: dict[str, Any]) -> None:
-        self.path = path
-        self.fields = fields
-        self.rope = self._rope()
+    `path` is for messages. `rope` holds the rotary parameters of full attention, whichever way config.json spells them;
+    `rope_all` also has those of other kinds of layers, if there are any.
+    """
+
+    def __init__(self, source: Source, defaults: Mapping[str, Mapping[str, Any]]) -> None:
+        """Read a source's config.json; `defaults` are those of transformers' config classes, by `model_type`."""
+        self.path = source.folder / "config.json"
+        stated = source.config
+        if isinstance(stated.get("text_config"), dict):
+            stated = {**stated, **stated["text_config"]}
+        known = defaults.get(str(stated.get("model_type")), {})
+        self.fields: dict[str, Any] = {**known, **{key: value for key, value in stated.items() if value is not None}}
+        if self.fields.get("quantization_config"):
+            raise CheckpointError(f"{self.path}: the weights are quantized already (`quantization_config`)")
+        self.rope_all = self._rope()
+        self.rope: dict[str, Any] = self.rope_all.get("full_attention", self.rope_all)
 
     def optional_count(self, name: str) -> int | None:
         """Return a positive integer, or None if the field is absent."""
@@ -40,20 +56,33 @@ class Config:
             raise CheckpointError(f"{self.path}: {name} is missing")
         return value
 
+    def first(self, *names: str) -> str | None:
+        """Return the first of these fields that is there and not null."""
+        return next((name for name in names if self.fields.get(name) is not None), None)
+
+    def sizes(self, name: str) -> int | list[int]:
+        """Return an integer from 0 on, or one for each layer."""
+        value = self.fields.get(name)
+        for item in value if isinstance(value, list) and value else [value]:
+            if type(item) is not int or not 0 <= item <= _MAX_COUNT:
+                raise CheckpointError(f"{self.path}: {name} is {value!r}; an integer from 0 on was expected")
+        return value  # type: ignore[return-value]  # checked above
+
     def number(self, name: str) -> float:
         """Return a finite number."""
         if name not in self.fields:
             raise CheckpointError(f"{self.path}: {name} is missing")
-        return self._finite(name, self.fields[name])
+        return self.finite(name, self.fields[name])
 
     def rope_number(self, name: str, default: float | None = None) -> float:
         """Return a finite number of the rotary parameters."""
         value = self.rope.get(name, default)
         if value is None:
             raise CheckpointError(f"{self.path}: the rope scaling lacks {name}")
-        return self._finite(f"rope {name}", value)
+        return self.finite(f"rope {name}", value)
 
-    def _finite(self, name: str, value: Any) -> float:
+    def finite(self, name: str, value: Any) -> float:
+        """Return the value as a number, if it is a finite one."""
         if type(value) not in {int, float} or not math.isfinite(value):
             raise CheckpointError(f"{self.path}: {name} is {value!r}; a finite number was expected")
         return float(value)
@@ -67,34 +96,11 @@ class Config:
             rope["rope_type"] = rope["type"]  # the older spelling
         if not isinstance(rope.get("rope_type", ""), str | None):
             raise CheckpointError(f"{self.path}: the rope scaling {rope['rope_type']!r} is not known")
-        for name in ("rope_theta", "original_max_position_embeddings"):
-            if name not in rope and name in self.fields:
-                rope[name] = self.fields[name]
+        if "full_attention" in rope or "sliding_attention" in rope:
+            return rope
+        if local := self.first(*_LOCAL_THETA):
+            rope["sliding_attention"] = {"rope_theta": self.fields[local]}
+        for name, names in _MIRRORED:
+            if name not in rope and (found := self.first(*names)):
+                rope[name] = self.fields[found]
         return rope
-
-
-def set_rope_scaling(keys: KeyTable, architecture: str, config: Config) -> None:
-    """Set the rotary keys: how the context was stretched, and the base frequency."""
-    prefix, rope = f"{architecture}.rope", config.rope
-    kind = rope.get("rope_type")
-    if kind in {"linear", "yarn"} and rope.get("factor") is not None:
-        keys.text(f"{prefix}.scaling.type", str(kind))
-        keys.f32(f"{prefix}.scaling.factor", config.rope_number("factor"))
-        if kind == "yarn":
-            trained = config.rope_number("original_max_position_embeddings")
-            keys.u32(f"{prefix}.scaling.original_context_length", int(trained))
-            for key, names in (
-                ("yarn_ext_factor", ("extrapolation_factor",)),
-                ("yarn_attn_factor", ("attention_factor", "attn_factor")),
-                ("yarn_beta_fast", ("beta_fast",)),
-                ("yarn_beta_slow", ("beta_slow",)),
-            ):
-                name = next((name for name in names if name in rope), None)
-                if name is not None and rope[name] is not None:
-                    keys.f32(f"{prefix}.scaling.{key}", config.rope_number(name))
-    elif kind in {"su", "longrope"}:
-        keys.text(f"{prefix}.scaling.type", "longrope")
-    elif kind is not None and str(kind).lower() not in _WITHOUT_KEYS:
-        raise CheckpointError(f"{config.path}: the rope scaling {kind!r} is not known")
-    if "rope_theta" in rope:
-        keys.f32(f"{prefix}.freq_base", config.rope_number("rope_theta"))

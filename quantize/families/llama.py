@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from app.errors import CheckpointError
 from quantize import vocab
-from quantize.checkpoint import DTYPE_BYTES, StoredTensor
-from quantize.families.config import Config, set_rope_scaling
+from quantize.checkpoint import StoredTensor
+from quantize.families.common_keys import set_common_keys
+from quantize.families.config import Config
+from quantize.families.mapping import Want, map_tensors
 from quantize.header import KeyTable
 from quantize.source import Source
-from quantize.tensors import TensorSpec
+from quantize.tensors import TensorSpec, rope_pairs
 
 # what transformers' config classes fill in when config.json is silent
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -41,23 +43,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-_OUTER = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_INNER = {
-    "input_layernorm": "attn_norm",
+_MATRICES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_NOT_WEIGHTS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 
 def open(source: Source) -> LlamaModel:  # noqa: A001 - every family is opened by this name
@@ -72,12 +66,7 @@ class LlamaModel:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        raw = source.config
-        self._config = config = Config(
-            source.folder / "config.json", _DEFAULTS.get(str(raw.get("model_type")), {}) | _without_nulls(raw)
-        )
-        if raw.get("quantization_config"):
-            raise CheckpointError(f"{config.path}: the weights are quantized already (`quantization_config`)")
+        self._config = config = Config(source, _DEFAULTS)
         self.blocks = config.count("num_hidden_layers")
         self.hidden = config.count("hidden_size")
         self.feed_forward = config.count("intermediate_size")
@@ -90,10 +79,9 @@ class LlamaModel:
                 f"num_key_value_heads ({self.key_heads})"
             )
         # transformers' LlamaConfig always has a head_dim, its MistralConfig only if config.json has one
-        self.stated_head_size = config.optional_count("head_dim")
-        self.head_size = self.stated_head_size or self.hidden // self.heads
-        if self.stated_head_size is None and raw.get("model_type") == "llama":
-            self.stated_head_size = self.head_size
+        self.head_size = config.optional_count("head_dim") or self.hidden // self.heads
+        if config.fields.get("model_type") == "llama":
+            config.fields["head_dim"] = self.head_size
         if self.head_size % 2:
             raise CheckpointError(
                 f"{config.path}: the head size {self.head_size} is odd; rotary pairs need an even one"
@@ -101,21 +89,7 @@ class LlamaModel:
 
     def set_hyper_parameters(self, keys: KeyTable, file_type: int) -> None:
         """Set the `llama.*` keys and the file type."""
-        config = self._config
-        keys.u32("llama.block_count", self.blocks)
-        keys.u32("llama.context_length", config.count("max_position_embeddings"))
-        keys.u32("llama.embedding_length", self.hidden)
-        keys.u32("llama.feed_forward_length", self.feed_forward)
-        keys.u32("llama.attention.head_count", self.heads)
-        keys.u32("llama.attention.head_count_kv", self.key_heads)
-        if config.fields.get("is_causal") is False:
-            keys.boolean("llama.attention.causal", False)
-        set_rope_scaling(keys, self.architecture, config)
-        keys.f32("llama.attention.layer_norm_rms_epsilon", config.number("rms_norm_eps"))
-        if self.stated_head_size is not None:
-            keys.u32("llama.attention.key_length", self.stated_head_size)
-            keys.u32("llama.attention.value_length", self.stated_head_size)
-        keys.u32("general.file_type", file_type)
+        set_common_keys(keys, self.architecture, self._config, file_type, self.blocks)
         keys.u32("llama.vocab_size", self.vocabulary)
         keys.u32("llama.rope.dimension_count", self.head_size)
 
@@ -129,66 +103,36 @@ class LlamaModel:
             raise CheckpointError(
                 f"{self._source.folder}: config.json speaks of {self.blocks} layers; there are {len(stored)} tensors"
             )
-        shapes = self._shapes(stored)
-        missing = [name for name in shapes if name not in stored]
-        if missing:
-            raise CheckpointError(f"{self._source.folder}: tensors are missing: {_some(missing)}")
-        wanted = [name for name in stored if not name.endswith(_NOT_WEIGHTS)]
-        unexpected = [name for name in wanted if name not in shapes]
-        if unexpected:
-            raise CheckpointError(f"{self._source.folder}: tensors that a Llama does not have: {_some(unexpected)}")
-        specs = self._rope_factors()
-        for name in wanted:
-            tensor, shape = stored[name], shapes[name]
-            if tensor.shape != shape:
-                raise CheckpointError(
-                    f"{tensor.shard}: the tensor {name!r} has shape {tensor.shape}; config.json asks for {shape}"
-                )
-            if tensor.dtype not in DTYPE_BYTES:
-                raise CheckpointError(
-                    f"{tensor.shard}: the tensor {name!r} is {tensor.dtype}; {', '.join(DTYPE_BYTES)} are read"
-                )
-            specs.append(self._spec(name, shape))
-        return specs
+        return [*self._rope_factors(), *map_tensors(self._source.folder, stored, self._wants())]
 
-    def _spec(self, name: str, shape: tuple[int, ...]) -> TensorSpec:
-        target = _OUTER.get(name) or _inner_name(name)
-        rope_heads = {"attn_q": self.heads, "attn_k": self.key_heads}.get(target.split(".")[-2])
-        return TensorSpec(
-            name=target,
-            shape=shape,
-            source=name,
-            rope_heads=rope_heads,
-            keep_f32=len(shape) <= 1 or target.endswith("_norm.weight"),
-        )
-
-    def _shapes(self, stored: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
+    def _wants(self) -> Iterator[Want]:
         hidden, queries, keys = self.hidden, self.heads * self.head_size, self.key_heads * self.head_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocabulary, hidden),
-            "model.norm.weight": (hidden,),
-        }
-        if "lm_head.weight" in stored or not self._config.fields.get("tie_word_embeddings"):
-            shapes["lm_head.weight"] = (self.vocabulary, hidden)
-        matrices = {
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "mlp.gate_proj": (self.feed_forward, hidden),
-            "mlp.up_proj": (self.feed_forward, hidden),
-            "mlp.down_proj": (hidden, self.feed_forward),
+        yield Want("token_embd.weight", "model.embed_tokens.weight", (self.vocabulary, hidden))
+        yield Want("output_norm.weight", "model.norm.weight", (hidden,))
+        tied = bool(self._config.fields.get("tie_word_embeddings"))
+        yield Want("output.weight", "lm_head.weight", (self.vocabulary, hidden), optional=tied)
+        shapes = {
+            "attn_q": (queries, hidden),
+            "attn_k": (keys, hidden),
+            "attn_v": (keys, hidden),
+            "attn_output": (hidden, queries),
+            "ffn_gate": (self.feed_forward, hidden),
+            "ffn_up": (self.feed_forward, hidden),
+            "ffn_down": (hidden, self.feed_forward),
         }
         for block in range(self.blocks):
-            prefix = f"model.layers.{block}."
-            shapes[f"{prefix}input_layernorm.weight"] = (hidden,)
-            shapes[f"{prefix}post_attention_layernorm.weight"] = (hidden,)
-            for name, shape in matrices.items():
-                shapes[f"{prefix}{name}.weight"] = shape
+            source, target = f"model.layers.{block}", f"blk.{block}"
+            yield Want(f"{target}.attn_norm.weight", f"{source}.input_layernorm.weight", (hidden,))
+            yield Want(f"{target}.ffn_norm.weight", f"{source}.post_attention_layernorm.weight", (hidden,))
+            for name, inner in _MATRICES.items():
+                shape = shapes[inner]
+                order: dict[str, Any] = {}
+                if inner in {"attn_q", "attn_k"}:
+                    order = {"group": self.head_size, "take": rope_pairs(self.head_size)}
+                yield Want(f"{target}.{inner}.weight", f"{source}.{name}.weight", shape, **order)
                 announced = self._config.fields.get("mlp_bias" if name.startswith("mlp") else "attention_bias")
-                if announced or f"{prefix}{name}.bias" in stored:
-                    shapes[f"{prefix}{name}.bias"] = shape[:1]
-        return shapes
+                bias = f"{source}.{name}.bias"
+                yield Want(f"{target}.{inner}.bias", bias, shape[:1], **order, optional=not announced)
 
     def _rope_factors(self) -> list[TensorSpec]:
         scaling = self._config.rope
@@ -227,18 +171,3 @@ def llama3_rope_factors(
             smooth = ((one / wavelength) * f32(trained) - f32(low)) / f32(high - low)
             factors[pair] = one / ((one - smooth) / f32(factor) + smooth)
     return factors
-
-
-def _inner_name(name: str) -> str:
-    _, _, block, rest = name.split(".", 3)
-    stem, _, kind = rest.rpartition(".")
-    return f"blk.{block}.{_INNER[stem]}.{kind}"
-
-
-def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if value is not None}
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

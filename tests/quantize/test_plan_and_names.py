@@ -11,6 +11,7 @@ import pytest
 
 from app.errors import CheckpointError, UsageError
 from app.models.gguf import read_header
+from quantize.families.mapping import Want
 from quantize.header import KeyTable
 from quantize.kernels import SLAB_WEIGHTS, slabs_of
 from quantize.model_names import NameParts, size_label, split_name, title
@@ -18,7 +19,7 @@ from quantize.pipeline import available_cpus, quantize
 from quantize.plan import llama_cpp_order, make_plan
 from quantize.recipe import RECIPES, find
 from quantize.reporting import HumanReporter, size
-from quantize.tensors import TensorSpec
+from quantize.tensors import TensorSpec, rope_pairs
 from tests.quantize.checkpoints import Shape, make_checkpoint
 
 
@@ -44,17 +45,17 @@ def test_a_row_must_fit_its_blocks() -> None:
     ("shape", "heads"), [((7,), None), ((1000, 4096), None), ((4096, 4096), 32), ((3, 1 << 20), None), ((96,), 3)]
 )
 def test_slabs_cover_every_row_once(shape: tuple[int, ...], heads: int | None) -> None:
-    spec = TensorSpec("t", shape, rope_heads=heads)
-    planned = make_plan(KeyTable(), [spec], {"t": "f32"}).tensors[0]
-    slabs = list(slabs_of(planned, None))
+    order = {} if heads is None else {"group": shape[0] // heads, "take": rope_pairs(shape[0] // heads)}
+    spec = Want("t", "stored", shape, **order).spec()
+    slabs = list(slabs_of(make_plan(KeyTable(), [spec], {"t": "f32"}).tensors[0]))
     place = 0
     for slab in slabs:
-        assert slab.first_row == place
-        place += slab.rows
-        if heads and len(shape) > 1:
-            assert slab.first_row % (spec.rows // heads) == 0
-        assert slab.weights <= max(SLAB_WEIGHTS, spec.row_weights * (spec.rows // heads if heads else 1))
-    assert place == spec.rows
+        assert (slab.first_weight, slab.offset) == (place, 4 * place)
+        place += slab.weights
+        assert slab.first_row % (shape[0] // heads if heads else 1) == 0
+        assert slab.weights <= max(SLAB_WEIGHTS, spec.row_weights * (shape[0] // heads if heads else 1))
+        assert slab.is_last == (place == spec.weights)
+    assert place == spec.weights
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""From a checkpoint's tensors to those of the GGUF: each wanted one checked, none left over."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import CheckpointError
+from quantize.checkpoint import DTYPE_BYTES, StoredTensor
+from quantize.tensors import Change, Part, TensorSpec, always_f32
+
+_NOT_WEIGHTS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Want:
+    """A tensor of the GGUF and the stored ones that it is made of.
+
+    Each of `sources` has the shape `stored`. The target has `shape`: by default that of the source, or with several
+    sources their stack. What is taken of each source, in rows of the target's width, say `start`, `group`, `take`,
+    `columns` and `change`: see `Part`. An `optional` one may be missing as a whole.
+    """
+
+    target: str
+    sources: str | tuple[str, ...]
+    stored: tuple[int, ...]
+    shape: tuple[int, ...] | None = None
+    start: int = 0
+    group: int = 1
+    take: NDArray[np.intp] | None = None
+    columns: NDArray[np.intp] | None = None
+    change: Change | None = None
+    optional: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stored tensors' names."""
+        return (self.sources,) if isinstance(self.sources, str) else self.sources
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """The shape in the GGUF, in numpy's order."""
+        if self.shape is not None:
+            return self.shape
+        return self.stored if isinstance(self.sources, str) else (len(self.sources), *self.stored)
+
+    def spec(self) -> TensorSpec:
+        """Return what the pipeline needs to make it."""
+        shape = self.target_shape
+        width = 1 if len(shape) == 1 and self.take is not None else shape[-1]
+        rows = math.prod(shape) // width // len(self.names)
+        parts = tuple(
+            Part(name, rows, width, self.start, self.group, self.take, self.columns, self.change) for name in self.names
+        )
+        return TensorSpec(self.target, shape, parts, keep_f32=always_f32(self.target, len(shape)))
+
+
+def map_tensors(
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    wants: Iterable[Want],
+    *,
+    ignored: Callable[[str], bool] = lambda _: False,
+) -> list[TensorSpec]:
+    """Return the specs of all that is wanted and there, in upstream's order: as the last of their sources are stored.
+
+    Raises `CheckpointError` that names a tensor that is missing, of another shape or dtype, or that nobody asked for.
+    """
+    found = [want for want in wants if not want.optional or any(name in stored for name in want.names)]
+    missing = [name for want in found for name in want.names if name not in stored]
+    if missing:
+        raise CheckpointError(f"{folder}: tensors are missing: {_some(missing)}")
+    used = {name for want in found for name in want.names}
+    unexpected = [name for name in stored if name not in used and not (name.endswith(_NOT_WEIGHTS) or ignored(name))]
+    if unexpected:
+        raise CheckpointError(f"{folder}: tensors that such a model does not have: {_some(unexpected)}")
+    for want in found:
+        for name in want.names:
+            _check(stored[name], want.stored)
+    place = {name: index for index, name in enumerate(stored)}
+    found.sort(key=lambda want: max(place[name] for name in want.names))
+    return [want.spec() for want in found]
+
+
+def _check(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{tensor.shard}: the tensor {tensor.name!r} has shape {tensor.shape}; config.json asks for {shape}"
+        )
+    if tensor.dtype not in DTYPE_BYTES:
+        raise CheckpointError(
+            f"{tensor.shard}: the tensor {tensor.name!r} is {tensor.dtype}; {', '.join(DTYPE_BYTES)} are read"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
