@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from app.errors import TokenizerError
@@ -41,37 +43,57 @@ class Vocabulary:
         keys.array("tokenizer.ggml.merges", ValueType.STRING, self.merges)
 
 
-def set_llama_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
-    """Set the tokenizer's keys for a Llama with `size` rows of embeddings.
+def set_bpe_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
+    """Set the tokenizer's keys from the byte-level BPE in tokenizer.json, for `size` rows of embeddings."""
+    with _damage_named(source):
+        tokenizer = _tokenizer_json(source)
+        splitter = pre_tokenizer_name(tokenizer)
+        _byte_level_bpe(source, tokenizer, size).set_keys(keys, "gpt2", splitter)
+        find_special_tokens(source).set_keys(keys)
 
-    Raises `TokenizerError` that says which file is missing, damaged or beyond what can be carried over exactly.
+
+def set_sentencepiece_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
+    """Set the tokenizer's keys from tokenizer.model, for `size` rows of embeddings."""
+    with _damage_named(source):
+        _sentencepiece(source, size).set_keys(keys, "llama", "default")
+        find_special_tokens(source, size).set_keys(keys)
+
+
+def set_llama_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
+    """Set the tokenizer's keys for a Llama with `size` rows of embeddings, from whichever files there are.
+
+    Like the others, it raises `TokenizerError` that says which file is missing, damaged or beyond what can be carried
+    over exactly.
     """
+    with _damage_named(source):
+        settings = source.tokenizer_config or {}
+        if settings.get("add_prefix_space") is not None:
+            keys.boolean("tokenizer.ggml.add_space_prefix", bool(settings["add_prefix_space"]))
+        if (source.folder / "tokenizer.model").is_file():
+            set_sentencepiece_vocabulary(keys, source, size)
+        elif _is_sentencepiece(tokenizer := _tokenizer_json(source)):
+            _converted_sentencepiece(source, tokenizer, size).set_keys(keys, "llama", "default")
+            find_special_tokens(source, size).set_keys(keys)
+        else:
+            set_bpe_vocabulary(keys, source, size)
+        if size == _CODE_LLAMA_TOKENS:
+            keys.u32("tokenizer.ggml.eot_token_id", _CODE_LLAMA_END_OF_TURN)
+        if size == _NO_BOS_TOKENS:
+            keys.boolean("tokenizer.ggml.add_bos_token", False)
+
+
+@contextlib.contextmanager
+def _damage_named(source: Source) -> Iterator[None]:
     try:
-        _set_vocabulary(keys, source, size)
+        yield
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{source.folder}: the tokenizer's files are damaged: {error!r}") from error
 
 
-def _set_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
-    settings, tokenizer = source.tokenizer_config or {}, source.tokenizer
-    if settings.get("add_prefix_space") is not None:
-        keys.boolean("tokenizer.ggml.add_space_prefix", bool(settings["add_prefix_space"]))
-    if (source.folder / "tokenizer.model").is_file():
-        _sentencepiece(source, size).set_keys(keys, "llama", "default")
-        find_special_tokens(source, size).set_keys(keys)
-    elif tokenizer is None:
+def _tokenizer_json(source: Source) -> dict[str, Any]:
+    if source.tokenizer is None:
         raise TokenizerError(f"{source.folder}: neither tokenizer.model nor tokenizer.json")
-    elif _is_sentencepiece(tokenizer):
-        _converted_sentencepiece(source, tokenizer, size).set_keys(keys, "llama", "default")
-        find_special_tokens(source, size).set_keys(keys)
-    else:
-        splitter = pre_tokenizer_name(tokenizer)
-        _byte_level_bpe(source, tokenizer, size).set_keys(keys, "gpt2", splitter)
-        find_special_tokens(source).set_keys(keys)
-    if size == _CODE_LLAMA_TOKENS:
-        keys.u32("tokenizer.ggml.eot_token_id", _CODE_LLAMA_END_OF_TURN)
-    if size == _NO_BOS_TOKENS:
-        keys.boolean("tokenizer.ggml.add_bos_token", False)
+    return source.tokenizer
 
 
 def _is_sentencepiece(tokenizer: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ one pass. Prints a matrix and every difference. Exit codes: 0 equal but for the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from family_checkpoint import FAMILIES, write_family
 from gguf_compare import Comparison, compare
 from oracle_report import matrix, report
 from rebuild_default_checkpoint import default_folder
@@ -37,10 +39,14 @@ EXPLAINED: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint to compare: how random_checkpoint.py makes it, and the pre-tokenizer's name if upstream needs it."""
+    """A checkpoint to compare: how it is made, and the pre-tokenizer's name if upstream needs it.
+
+    A `shape` of random_checkpoint.py, or a `family` of checkpoint_families.
+    """
 
     what: str
-    shape: str
+    shape: str = ""
+    family: str = ""
     vocabulary: str | None = None
     flags: tuple[str, ...] = ()
     pre_tokenizer: str | None = None
@@ -48,10 +54,12 @@ class Case:
 
 CASES = {
     DEFAULT: Case("the rebuilt default, bf16, tied embeddings, byte-level BPE", shape=""),
-    "tiny-llama3": Case("Llama 3: rope scaling, grouped queries, untied, its vocabulary", "tiny-llama3", "llama-bpe"),
+    "tiny-llama3": Case(
+        "Llama 3: rope scaling, grouped queries, untied, its vocabulary", "tiny-llama3", vocabulary="llama-bpe"
+    ),
     "tiny-llama3-instruct": Case(
         "Llama 3 Instruct: chat template in a file of its own, list of EOS tokens, no head_dim",
-        "tiny-llama3-instruct", "llama-bpe",
+        "tiny-llama3-instruct", vocabulary="llama-bpe",
     ),
     "tiny-llama3-sharded": Case("the same shape in three shards", "tiny-llama3", flags=("--shards", "3")),
     "tiny-llama3-f16": Case("f16 source", "tiny-llama3", flags=("--dtype", "f16")),
@@ -59,9 +67,21 @@ CASES = {
         "f32 source; truncated vocabulary, whose pre-tokenizer upstream must be told", "tiny-llama3",
         flags=("--dtype", "f32", "--truncate-vocab", "4000"), pre_tokenizer="smollm",
     ),
-    "tiny-mistral": Case("Mistral: heads wider than hidden / heads, SentencePiece", "tiny-mistral", "llama-spm"),
-    "tiny-llama-spm": Case("Llama 2: every head has its own key, SentencePiece", "tiny-llama-spm", "llama-spm"),
+    "tiny-mistral": Case(
+        "Mistral: heads wider than hidden / heads, SentencePiece", "tiny-mistral", vocabulary="llama-spm"
+    ),
+    "tiny-llama-spm": Case(
+        "Llama 2: every head has its own key, SentencePiece", "tiny-llama-spm", vocabulary="llama-spm"
+    ),
 }  # fmt: skip
+
+
+def _family_case(name: str) -> Case:
+    family = importlib.import_module(f"checkpoint_families.{name}")
+    return Case(family.WHAT, family=name, pre_tokenizer=family.PRE)
+
+
+CASES |= {f"tiny-{name}": _family_case(name) for name in FAMILIES}
 
 
 def main() -> int:
@@ -131,6 +151,8 @@ def make_checkpoint(name: str, case: Case, upstream: Upstream, work: Path) -> Pa
         _script("rebuild_default_checkpoint.py")
         return default_folder()
     folder = work / "checkpoints" / name
+    if case.family and not folder.exists():
+        write_family(folder, case.family, upstream)
     if not folder.exists():
         if case.vocabulary:
             vocabulary = ["--vocab", str(upstream.llama_cpp / "models" / f"ggml-vocab-{case.vocabulary}.gguf")]

@@ -207,10 +207,12 @@ def model_tensors(shape: Shape, vocabulary_size: int, seed: int) -> list[Tensor]
             f"{prefix}.mlp.up_proj.weight": (shape.intermediate, shape.hidden),
             f"{prefix}.mlp.down_proj.weight": (shape.hidden, shape.intermediate),
         }
-    return [Tensor(name, shapes[name], _random_values(name, shapes[name], seed)) for name in sorted(shapes)]
+    return [Tensor(name, shapes[name], random_values(name, shapes[name], seed)) for name in sorted(shapes)]
 
 
-def _random_values(name: str, shape: tuple[int, ...], seed: int) -> Any:
+def random_values(name: str, shape: tuple[int, ...], seed: int) -> Any:
+    """Return a function that makes a tensor's numbers, the same for the same name, shape and seed."""
+
     def values() -> np.ndarray[Any, Any]:
         random = np.random.default_rng([seed, *name.encode()])
         if len(shape) == 1:  # a norm's weight

@@ -18,11 +18,6 @@ from pathlib import Path
 from typing import Any
 
 _KEPT_LINES = 200
-# How long OpenMP's threads spin at a barrier before they sleep. The longer, the more a descheduled partner costs: on
-# two cores shared with other busy processes, a decode step of 7 ms took 34 ms with 100, 70 with 1,000, 190 with 5,000,
-# 800 with 20,000, and seconds with the default of 300,000. On quiet cores 1,000 to 300,000 are equal (7.4 to 8.1 ms at
-# the median) and 100 costs a tenth.
-_SPIN_COUNT = "1000"
 _LEVEL_WARNING = 3
 _LEVEL_CONTINUATION = 5  # GGML_LOG_LEVEL_CONT: goes on with the line before
 
@@ -111,8 +106,6 @@ def load() -> Any:
 def _load() -> Any:
     _preload_libstdcxx()
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     llama_cpp = _bindings()
     llama_cpp.llama_log_set(_log_callback(llama_cpp), None)
     llama_cpp.llama_backend_init()

@@ -1,0 +1,9 @@
+"""One file a model family: what a small random checkpoint of it looks like, for scripts/oracle.py.
+
+A module says
+    WHAT        what is special about it, for the table of results
+    CONFIG      config.json, without vocab_size and the ids of special tokens
+    VOCABULARY  the name of the `ggml-vocab-NAME.gguf` of llama.cpp that it takes its vocabulary from; None: SmolLM2's
+    PRE         the pre-tokenizer's name that upstream's converter is told; None: its own hash knows it
+    tensors     a function (config) → {name: shape}, only where transformers cannot make the model
+"""

@@ -1,0 +1,95 @@
+"""Write a small random checkpoint of a model family: scripts/checkpoint_families says what it looks like.
+
+    python scripts/family_checkpoint.py FAMILY --out DIR
+
+transformers itself makes the model, in upstream's environment (see upstream.py), so that names, shapes and config.json
+are those of the real thing; families that it does not know are written with the names and shapes that their file gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoint_vocabulary import write_tokenizer
+from checkpoint_writer import Tensor, whole_folder, write_json, write_shards
+from random_checkpoint import random_values, vocabulary_of_checkpoint, vocabulary_of_gguf
+from rebuild_default_checkpoint import default_folder
+from upstream import Upstream, UpstreamError, find_upstream
+
+if TYPE_CHECKING:
+    from checkpoint_vocabulary import Vocabulary
+
+FAMILIES = tuple(sorted(path.stem for path in (Path(__file__).parent / "checkpoint_families").glob("[a-z]*.py")))
+CONTEXT_LENGTH = 4096
+
+# Makes the model of a config.json, fills it with random numbers and saves it in place.
+_SAVE = """
+import sys, torch, transformers
+folder = sys.argv[1]
+config = transformers.AutoConfig.from_pretrained(folder)
+torch.manual_seed(0)
+model = getattr(transformers, config.architectures[0])._from_config(config)
+with torch.no_grad():
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
+        else:
+            parameter.normal_(0.0, 0.02 if "embed" in name else parameter.shape[-1] ** -0.5)
+model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+"""
+
+
+def write_family(out: Path, name: str, upstream: Upstream) -> None:
+    """Write the whole folder of a family's checkpoint. Raises UpstreamError when transformers fails."""
+    family = importlib.import_module(f"checkpoint_families.{name}")
+    vocabulary = _vocabulary(family.VOCABULARY, upstream)
+    roles = {f"{role}_id": token for role, token in vocabulary.special.items() if role in {"bos_token", "eos_token"}}
+    sizes = {"vocab_size": len(vocabulary.tokens), **roles}
+    config: dict[str, Any] = {"dtype": "bfloat16", **family.CONFIG}
+    if "text_config" in config:
+        config["text_config"] = {**sizes, **config["text_config"]}
+    else:
+        config = {**sizes, **config}
+    with whole_folder(out) as folder:
+        write_json(folder / "config.json", config)
+        if hasattr(family, "tensors"):
+            shapes = family.tensors(config)
+            tensors = [Tensor(tensor, shape, random_values(tensor, shape, 0)) for tensor, shape in shapes.items()]
+            for _ in write_shards(folder, sorted(tensors, key=lambda tensor: tensor.name), "BF16", 1):
+                pass
+        else:
+            command = [str(upstream.python), "-c", _SAVE, str(folder)]
+            made = subprocess.run(command, capture_output=True, text=True, check=False, env=upstream.environment())
+            if made.returncode:
+                raise UpstreamError(f"transformers cannot make a {name}:\n" + made.stderr[-2000:])
+        write_tokenizer(folder, vocabulary, context_length=CONTEXT_LENGTH)
+
+
+def _vocabulary(name: str | None, upstream: Upstream) -> Vocabulary:
+    if name is None:
+        return vocabulary_of_checkpoint(default_folder())
+    return vocabulary_of_gguf(upstream.llama_cpp / "models" / f"ggml-vocab-{name}.gguf")
+
+
+def main() -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    arguments = parser.parse_args()
+    try:
+        write_family(arguments.out, arguments.family, find_upstream())
+    except UpstreamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
