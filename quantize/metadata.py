@@ -8,7 +8,8 @@ from typing import Any
 from app.errors import CheckpointError
 from app.models.gguf_types import ValueType
 from quantize.header import KeyTable
-from quantize.model_names import NameParts, size_label, split_name, title
+from quantize.model_names import NameParts, split_name, title
+from quantize.model_size import ModelSize
 from quantize.source import Source
 
 _HUB = "huggingface.co"
@@ -50,19 +51,19 @@ _CARD_TEXTS: dict[str, tuple[str, ...]] = {
 _RELATION_FIELDS = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 
 
-def set_general(keys: KeyTable, source: Source, architecture: str, weights: int) -> None:
+def set_general(keys: KeyTable, source: Source, architecture: str, size: ModelSize) -> None:
     """Set architecture, type, recommended sampling, names, licence, relations, tags and languages."""
     keys.text("general.architecture", architecture)
     keys.text("general.type", "model")
     _set_sampling(keys, source)
     card = _front_matter(source)
-    texts = _texts(source, card, weights)
+    texts = _texts(source, card, size)
     for field in _CARD_TEXTS:
         if texts.get(field) is not None:
             value = texts[field]
             keys.text(f"general.{field}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
-    _set_relations(keys, "base_model", card, ("base_model", "base_models", "base_model_sources"), weights)
-    _set_relations(keys, "dataset", card, ("datasets", "dataset", "dataset_sources"), weights)
+    _set_relations(keys, "base_model", card, ("base_model", "base_models", "base_model_sources"), size.weights)
+    _set_relations(keys, "dataset", card, ("datasets", "dataset", "dataset_sources"), size.weights)
     for field, names in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
         listed = [str(item) for name in names for item in _listed(card.get(name))]
         keys.array(f"general.{field}", ValueType.STRING, listed)
@@ -100,17 +101,17 @@ def _front_matter(source: Source) -> dict[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
-def _texts(source: Source, card: dict[str, Any], weights: int) -> dict[str, Any]:
+def _texts(source: Source, card: dict[str, Any], size: ModelSize) -> dict[str, Any]:
     texts = {
         field: next((card[name] for name in names if card.get(name) is not None), None)
         for field, names in _CARD_TEXTS.items()
     }
     stated = source.config.get("_name_or_path")
     if isinstance(stated, str) and stated and stated.count("/") <= 1:  # more slashes: a path on someone's disk
-        _complete(texts, split_name(stated, weights))
-    _complete(texts, split_name(source.folder.name, weights))
+        _complete(texts, split_name(stated, size.weights))
+    _complete(texts, split_name(source.folder.name, size.weights))
     texts["name"] = texts["name"] or source.folder.name
-    texts["size_label"] = texts["size_label"] or size_label(weights)
+    texts["size_label"] = texts["size_label"] or size.label
     return texts
 
 

@@ -21,6 +21,7 @@ from quantize.checkpoint import DTYPE_BYTES, Checkpoint
 from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
 from quantize.kernels import Slab, Workspace, encode, slabs_of
 from quantize.metadata import set_general
+from quantize.model_size import ModelSize
 from quantize.plan import Plan, draft_types, make_plan, plan_file
 from quantize.recipe import Recipe
 from quantize.source import Source, open_source
@@ -77,7 +78,7 @@ def prepare(path: Path, type_name: str) -> Prepared:
     family = families.open_model(source)
     specs = family.tensors(checkpoint.tensors)
     keys = KeyTable()
-    set_general(keys, source, family.architecture, sum(spec.weights for spec in specs))
+    set_general(keys, source, family.architecture, ModelSize.of(specs))
     family.set_hyper_parameters(keys, recipe.file_type)
     keys.u32("general.quantization_version", QUANTIZATION_VERSION)
     decided = _decide_types(keys, specs, recipe) if recipe.quantized else {}
