@@ -23,19 +23,22 @@ class Want:
 
     Each of `sources` has the shape `stored`. The target has `shape`: by default that of the source, or with several
     sources their stack. What is taken of each source, in rows of the target's width, say `start`, `group`, `take`,
-    `columns` and `change`: see `Part`. An `optional` one may be missing as a whole.
+    `columns` and `change`: see `Part`. With several, `start` may say one for each, and a source may come up again. An
+    `optional` one may be missing as a whole. `after` names more stored tensors that upstream reads before it writes
+    this one.
     """
 
     target: str
     sources: str | tuple[str, ...]
     stored: tuple[int, ...]
     shape: tuple[int, ...] | None = None
-    start: int = 0
+    start: int | tuple[int, ...] = 0
     group: int = 1
     take: NDArray[np.intp] | None = None
     columns: NDArray[np.intp] | None = None
     change: Change | None = None
     optional: bool = False
+    after: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,8 +57,10 @@ class Want:
         shape = self.target_shape
         width = 1 if len(shape) == 1 and self.take is not None else shape[-1]
         rows = math.prod(shape) // width // len(self.names)
+        starts = self.start if isinstance(self.start, tuple) else (self.start,) * len(self.names)
         parts = tuple(
-            Part(name, rows, width, self.start, self.group, self.take, self.columns, self.change) for name in self.names
+            Part(name, rows, width, start, self.group, self.take, self.columns, self.change)
+            for name, start in zip(self.names, starts, strict=True)
         )
         return TensorSpec(self.target, shape, parts, keep_f32=always_f32(self.target, len(shape)))
 
@@ -72,7 +77,7 @@ def map_tensors(
     Raises `CheckpointError` that names a tensor that is missing, of another shape or dtype, or that nobody asked for.
     """
     found = [want for want in wants if not want.optional or any(name in stored for name in want.names)]
-    missing = [name for want in found for name in want.names if name not in stored]
+    missing = list(dict.fromkeys(name for want in found for name in want.names if name not in stored))
     if missing:
         raise CheckpointError(f"{folder}: tensors are missing: {_some(missing)}")
     used = {name for want in found for name in want.names}
@@ -83,7 +88,7 @@ def map_tensors(
         for name in want.names:
             _check(stored[name], want.stored)
     place = {name: index for index, name in enumerate(stored)}
-    found.sort(key=lambda want: max(place[name] for name in want.names))
+    found.sort(key=lambda want: max(place[name] for name in (*want.names, *want.after) if name in place))
     return [want.spec() for want in found]
 
 
