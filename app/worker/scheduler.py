@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _TARGET_STEP_SECONDS = 0.2  # what prompts may cost the other streams, a cancellation, and whoever comes next
 _LEAST_CHUNK = 32  # tokens of one prompt that are worth a pass over the weights
+_SHORT_REST = 64  # tokens of a prompt that are not worth leaving: a pass of their own would cost a tenth more
 _WEIGHT_OF_NEWEST = 0.3
 _LEAST_MEASURED = 16  # tokens; smaller chunks say more about overhead than about speed
 
@@ -165,7 +166,7 @@ def _share(prompts: list[Sequence], budget: int, room: int) -> list[tuple[Sequen
         pending = sequence.n_pending - counts.get(sequence.request, 0)
         if budget < _LEAST_CHUNK and sequence is not oldest:
             continue
-        more = pending if pending < min(max(budget, 0) + _LEAST_CHUNK, room + 1) else max(budget, 0)
+        more = pending if pending < min(max(budget, 0) + _SHORT_REST, room + 1) else max(budget, 0)
         counts[sequence.request] = counts.get(sequence.request, 0) + more
         budget -= more
         room -= more

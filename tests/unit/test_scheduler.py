@@ -49,8 +49,8 @@ def test_a_lone_prompt_comes_in_chunks_within_batch_and_target_time() -> None:
     budget = PromptBudget(target_seconds=0.1)
     budget.observe(100, 0.2)  # 2 ms a token
     scheduler = Scheduler(KvCache(2), 512, budget)
-    scheduler.add(sequence(1, 150))
-    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 50}, {1: 50}, {1: 50}, {1: 1}]
+    scheduler.add(sequence(1, 220))
+    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 50}, {1: 50}, {1: 50}, {1: 70}]
 
 
 def test_streams_and_prompts_take_turns() -> None:
@@ -87,9 +87,9 @@ def test_short_prompts_are_done_first_and_the_oldest_never_starves() -> None:
 def test_of_equal_prompts_the_oldest_is_done_first() -> None:
     scheduler = Scheduler(KvCache(3), 512)  # not measured yet: the least chunk
     for request in (1, 2, 3):
-        scheduler.add(sequence(request, 80))
+        scheduler.add(sequence(request, 120))
     turns = [counts(step(scheduler)) for _ in range(4)]
-    assert turns == [{1: 32}, {1: 48}, {1: 1}, {2: 32}]
+    assert turns == [{1: 32}, {1: 88}, {1: 1}, {2: 32}]
 
 
 def test_a_rest_that_is_not_worth_a_pass_is_computed_at_once() -> None:
