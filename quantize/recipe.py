@@ -9,7 +9,7 @@ from app.errors import UsageError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recipe:
-    """A name that people type, llama.cpp's number for it, and the 16-bit type that unquantized matrices take.
+    """A name that people type, llama.cpp's number for it, and the type that unquantized matrices take.
 
     A quantized recipe goes through bf16, as upstream's two steps do: llama.cpp then chooses each tensor's type.
     """
@@ -25,14 +25,30 @@ class Recipe:
         return self.name.upper()
 
 
+_FLOATS = (("f32", 0), ("f16", 1), ("bf16", 32))
+_QUANTIZED = (
+    ("q8_0", 7),
+    ("q6_k", 18),
+    ("q5_k_m", 17),
+    ("q5_k_s", 16),
+    ("q5_1", 9),
+    ("q5_0", 8),
+    ("q4_k_m", 15),
+    ("q4_k_s", 14),
+    ("q4_1", 3),
+    ("q4_0", 2),
+    ("iq4_nl", 25),
+    ("iq4_xs", 30),
+    ("q3_k_m", 12),
+    ("q2_k", 10),
+    ("mxfp4_moe", 38),  # experts in MXFP4, everything else in Q8_0
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("q4_0", 2, "bf16", quantized=True),
-        Recipe("q4_k_m", 15, "bf16", quantized=True),
-        Recipe("q8_0", 7, "bf16", quantized=True),
-        Recipe("f16", 1, "f16", quantized=False),
-        Recipe("bf16", 32, "bf16", quantized=False),
+        *(Recipe(name, file_type, "bf16", quantized=True) for name, file_type in _QUANTIZED),
+        *(Recipe(name, file_type, name, quantized=False) for name, file_type in _FLOATS),
     )
 }
 

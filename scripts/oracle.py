@@ -24,7 +24,7 @@ from family_checkpoint import FAMILIES, write_family
 from gguf_compare import Comparison, compare
 from oracle_report import matrix, report
 from rebuild_default_checkpoint import default_folder
-from upstream import CONVERTED_TYPES, FILE_TYPES, Upstream, UpstreamError, find_upstream
+from upstream import CONVERTED_TYPES, FILE_TYPES, MATRIX_TYPES, Upstream, UpstreamError, find_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,7 @@ def main() -> int:
         "--work", type=Path, metavar="DIR", help="keep checkpoints and files here; default: a temporary folder"
     )
     arguments = parser.parse_args()
-    names, types = arguments.checkpoint or list(CASES), arguments.type or list(FILE_TYPES)
+    names, types = arguments.checkpoint or list(CASES), arguments.type or list(MATRIX_TYPES)
     try:
         upstream = find_upstream()
         with tempfile.TemporaryDirectory(prefix="pestle-oracle-") as temporary:

@@ -30,8 +30,14 @@ REQUIREMENTS = (
     "tqdm",
     "requests",
 )
-FILE_TYPES = {"bf16": 32, "f16": 1, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}  # llama_ftype
-CONVERTED_TYPES = ("f16", "bf16")  # which the converter writes by itself
+FILE_TYPES = {  # llama_ftype
+    "f32": 0, "bf16": 32, "f16": 1, "q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q5_k_s": 16, "q5_1": 9, "q5_0": 8,
+    "q4_k_m": 15, "q4_k_s": 14, "q4_1": 3, "q4_0": 2, "iq4_nl": 25, "iq4_xs": 30, "q3_k_m": 12, "q2_k": 10,
+    "mxfp4_moe": 38,
+}  # fmt: skip
+# the matrix of the oracle when no type is asked for
+MATRIX_TYPES = ("bf16", "f16", "q8_0", "q4_0", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs")
+CONVERTED_TYPES = ("f32", "f16", "bf16")  # which the converter writes by itself
 
 # Gives the converter the pre-tokenizer's name where its hash of one string cannot know it (a truncated vocabulary).
 _CONVERT_WITH_NAME = """
