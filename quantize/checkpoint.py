@@ -11,7 +11,10 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.errors import CheckpointError, StorageError
 
@@ -19,6 +22,7 @@ INDEX_NAME = "model.safetensors.index.json"
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+_DECODED_AT_ONCE = 1 << 18  # weights; the buffers of a decoder grow with this and not with what is asked for
 _ALL_DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64,
@@ -37,9 +41,65 @@ class StoredTensor:
     offset: int
     nbytes: int
 
+    @property
+    def origins(self) -> tuple[StoredTensor, ...]:
+        """What must be read for its weights: itself."""
+        return (self,)
+
+    def stored_bytes(self, weights: int) -> int:
+        """Return how many bytes of the shards so many of its weights stand for."""
+        return self.nbytes * weights // max(math.prod(self.shape), 1)
+
+
+class Decoder(Protocol):
+    """Turns what a quantized checkpoint stores into the numbers that it stands for."""
+
+    @property
+    def origins(self) -> tuple[StoredTensor, ...]:
+        """Every stored tensor that is read, the one with the weights first."""
+
+    def decode(self, checkpoint: Checkpoint, first: int, out: NDArray[np.float32]) -> None:
+        """Fill `out` (rows × weights a row) with the rows from `first` on. Called from several threads at once.
+
+        Raises `CheckpointError` that names the stored tensor whose content is impossible.
+        """
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class DecodedTensor(StoredTensor):
+    """F32 weights that are computed while they are read. `name`, `shard` and `nbytes` are those of what is stored."""
+
+    decoder: Decoder
+
+    @property
+    def origins(self) -> tuple[StoredTensor, ...]:
+        """What must be read for its weights."""
+        return self.decoder.origins
+
+    def fill(self, checkpoint: Checkpoint, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of the F32 weights from byte `offset` on; both are multiples of 4."""
+        out = np.frombuffer(buffer, dtype=np.float32)
+        width, first = self.shape[-1], offset // 4
+        rows_at_once = max(1, _DECODED_AT_ONCE // width)
+        while len(out):
+            row, column = divmod(first, width)
+            rows = min(len(out) // width, rows_at_once)
+            if column == 0 and rows:
+                taken = rows * width
+                self.decoder.decode(checkpoint, row, out[:taken].reshape(rows, width))
+            else:
+                whole = np.empty((1, width), dtype=np.float32)
+                self.decoder.decode(checkpoint, row, whole)
+                taken = min(width - column, len(out))
+                out[:taken] = whole[0, column : column + taken]
+            out, first = out[taken:], first + taken
+
 
 class Checkpoint:
-    """All tensors of a model's folder, in the order of the shards' names, by name within each."""
+    """All tensors of a model's folder, in the order of the shards' names, by name within each.
+
+    Where the weights are quantized, `dequantize.decode` replaces what is stored by what it stands for.
+    """
 
     def __init__(self, tensors: dict[str, StoredTensor], shards: list[Path]) -> None:
         self.tensors = tensors
@@ -62,6 +122,9 @@ class Checkpoint:
 
     def read_into(self, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the tensor's bytes from `offset` on. Safe to call from several threads."""
+        if isinstance(tensor, DecodedTensor):
+            tensor.fill(self, offset, buffer)
+            return
         position = tensor.offset + offset
         try:
             done = 0
