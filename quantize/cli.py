@@ -59,6 +59,7 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
         raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
     out = (arguments.out or Path(f"{source.absolute().name}-{recipe.label}.gguf")).expanduser()
     prepared = pipeline.prepare(source, recipe.name)
+    reporter.notes(prepared.notes)
     if arguments.dry_run:
         reporter.plan(prepared, out)
         return

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from app.errors import StorageError, UsageError
 from app.llama import quantizer
-from quantize import families
+from quantize import dequantize, families
 from quantize import recipe as recipes
-from quantize.checkpoint import DTYPE_BYTES, Checkpoint
+from quantize.checkpoint import Checkpoint
 from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
 from quantize.kernels import Slab, Workspace, encode, slabs_of
+from quantize.left_out import left_out
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
 from quantize.plan import Plan, draft_types, make_plan, plan_file
@@ -43,6 +44,8 @@ class Prepared:
     checkpoint: Checkpoint
     recipe: Recipe
     plan: Plan
+    notes: tuple[str, ...] = ()
+    """What people should know: what is left out, and what the family found."""
 
     @property
     def source_bytes(self) -> int:
@@ -51,7 +54,7 @@ class Prepared:
 
     def bytes_read(self, part: Part, rows: int) -> int:
         """Return the bytes of the source that so many rows of a part take."""
-        return part.stored_rows(rows) * part.width * DTYPE_BYTES[self.checkpoint.tensors[part.source].dtype]
+        return self.checkpoint.tensors[part.source].stored_bytes(part.stored_rows(rows) * part.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,7 @@ def prepare(path: Path, type_name: str) -> Prepared:
     recipe = recipes.find(type_name)
     source = open_source(path)
     checkpoint = Checkpoint.open(source.folder)
+    dequantize.decode(checkpoint, source)
     family = families.open_model(source)
     specs = family.tensors(checkpoint.tensors)
     keys = KeyTable()
@@ -83,7 +87,8 @@ def prepare(path: Path, type_name: str) -> Prepared:
     keys.u32("general.quantization_version", QUANTIZATION_VERSION)
     decided = _decide_types(keys, specs, recipe) if recipe.quantized else {}
     family.set_vocabulary(keys)
-    return Prepared(source, checkpoint, recipe, plan_file(keys, specs, recipe, decided))
+    notes = (*left_out(checkpoint.tensors, specs), *source.notes)
+    return Prepared(source, checkpoint, recipe, plan_file(keys, specs, recipe, decided), notes)
 
 
 def quantize(
@@ -118,7 +123,8 @@ def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: 
             if slab.is_last:
                 file.write(memoryview(bytes(aligned(tensor.nbytes) - tensor.nbytes)))
             if slab.part is not None:
-                done += prepared.bytes_read(slab.part, slab.rows)
+                end = slab.first_row + slab.rows  # differences, so that rounded sizes add up
+                done += prepared.bytes_read(slab.part, end) - prepared.bytes_read(slab.part, slab.first_row)
             if progress is not None:
                 progress(done, total)
         file.commit(lambda part: verify(part, plan, samples))

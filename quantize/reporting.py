@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -25,6 +26,9 @@ class Reporter(Protocol):
 
     def progress(self, done: int, total: int) -> None:
         """Hear how many bytes of the source are done."""
+
+    def notes(self, lines: Sequence[str]) -> None:
+        """Hear what people should know before the work begins."""
 
     def plan(self, prepared: Prepared, out: Path) -> None:
         """Hear what would be made."""
@@ -99,6 +103,12 @@ class HumanReporter:
             self._err.write(text.strip() + "\n")
         self._err.flush()
 
+    def notes(self, lines: Sequence[str]) -> None:
+        """Print them, a line each."""
+        if not self._quiet:
+            for line in lines:
+                print(f"note: {line}", file=self._err)
+
     def plan(self, prepared: Prepared, out: Path) -> None:
         """Print the table of types and the exact size."""
         plan = prepared.plan
@@ -130,7 +140,7 @@ class HumanReporter:
 
 
 class JsonReporter:
-    """Writes one JSON object a line: `plan`, `progress`, then `done` or `error`."""
+    """Writes one JSON object a line: `note`, `plan`, `progress`, then `done` or `error`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -140,6 +150,11 @@ class JsonReporter:
         """Write a line twice a second, and at the end."""
         if self._pace.due(last=done == total):
             self._write("progress", done=done, total=total, bytes_per_second=round(self._pace.rate(done)))
+
+    def notes(self, lines: Sequence[str]) -> None:
+        """Write a line for each."""
+        for line in lines:
+            self._write("note", message=line)
 
     def plan(self, prepared: Prepared, out: Path) -> None:
         """Write every tensor's type and size, and the file's."""

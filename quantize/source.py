@@ -20,6 +20,8 @@ class Source:
     """A model's folder; reads its small files, each once."""
 
     folder: Path
+    notes: list[str] = dataclasses.field(default_factory=list, compare=False)
+    """What people should know of the model or of its conversion, a line each; families add to it."""
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:

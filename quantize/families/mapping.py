@@ -14,7 +14,7 @@ from app.errors import CheckpointError
 from quantize.checkpoint import DTYPE_BYTES, StoredTensor
 from quantize.tensors import Change, Part, TensorSpec, always_f32
 
-_NOT_WEIGHTS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
+NOT_WEIGHTS = (".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +81,7 @@ def map_tensors(
     if missing:
         raise CheckpointError(f"{folder}: tensors are missing: {_some(missing)}")
     used = {name for want in found for name in want.names}
-    unexpected = [name for name in stored if name not in used and not (name.endswith(_NOT_WEIGHTS) or ignored(name))]
+    unexpected = [name for name in stored if name not in used and not (name.endswith(NOT_WEIGHTS) or ignored(name))]
     if unexpected:
         raise CheckpointError(f"{folder}: tensors that such a model does not have: {_some(unexpected)}")
     for want in found:
