@@ -33,6 +33,7 @@ _EXPERTS = (
 _SCORE_FIELDS = ("score_function", "scoring_func", "score_func", "moe_router_activation",
                  "moe_router_activation_func", "expert_selection_fn")  # fmt: skip
 _SCORES = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}
+_MOST_BLOCKS, _MOST_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 
 
 def set_common_keys(keys: KeyTable, architecture: str, config: Config, file_type: int, blocks: int) -> None:
@@ -48,6 +49,7 @@ def set_common_keys(keys: KeyTable, architecture: str, config: Config, file_type
     for key, names in _EPSILONS:
         if name := config.first(*names):
             keys.f32(f"{architecture}.{key}", config.number(name))
+    _check_limits(config, blocks)
     _set_sizes(keys, architecture, config, _EXPERTS)
     if name := config.first(*_SCORE_FIELDS):
         score = config.fields[name]
@@ -58,6 +60,24 @@ def set_common_keys(keys: KeyTable, architecture: str, config: Config, file_type
         keys.u32(f"{architecture}.attention.key_length", config.count("head_dim"))
         keys.u32(f"{architecture}.attention.value_length", config.count("head_dim"))
     keys.u32("general.file_type", file_type)
+
+
+def _check_limits(config: Config, blocks: int) -> None:
+    """Refuse what makes llama.cpp end the process."""
+    if blocks > _MOST_BLOCKS:
+        raise CheckpointError(f"{config.path}: {blocks} layers; llama.cpp takes at most {_MOST_BLOCKS}")
+    found = [(name, config.sizes(name)) for _, names in _EXPERTS if (name := config.first(*names))]
+    sizes = {name: max(size) if isinstance(size, list) else size for name, size in found}
+    count, used, groups, used_groups = (sizes.get(config.first(*names) or "", 0) for _, names in _EXPERTS)
+    grouped = groups > 1
+    if (
+        count > _MOST_EXPERTS
+        or not min(count, 1) <= used <= count
+        or groups >= max(count, 1)
+        or (grouped and (count % groups or not 0 < used_groups < groups))
+    ):
+        stated = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise CheckpointError(f"{config.path}: numbers of experts that cannot be: {stated}")
 
 
 def set_size(keys: KeyTable, key: str, value: int | list[int]) -> None:

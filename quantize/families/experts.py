@@ -38,9 +38,7 @@ class Experts:
         `names` says for each stack, such as `ffn_down_exps`, the name of an expert's matrix with `{}` for its number.
         The order is that in which upstream writes the stacks, all after the last of the layer's experts.
         """
-        sources = {
-            stack: tuple(name.format(expert) for expert in range(self.count)) for stack, name in names.items()
-        }
+        sources = {stack: tuple(name.format(expert) for expert in range(self.count)) for stack, name in names.items()}
         every = tuple(name for stack in sources.values() for name in stack)
         for stack, experts in sources.items():
             yield Want(f"{target}.{stack}.weight", experts, self._shape(stack), after=every)
