@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,16 +43,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-_MATRICES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
 
 def open(source: Source) -> LlamaModel:  # noqa: A001 - every family is opened by this name
     """Read config.json. Raises `CheckpointError` that names the field at fault."""
@@ -63,15 +53,17 @@ class LlamaModel:
     """A model of the Llama family."""
 
     architecture = "llama"
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = _DEFAULTS
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._config = config = Config(source, _DEFAULTS)
+        self._config = config = Config(source, self.defaults)
         self.blocks = config.count("num_hidden_layers")
         self.hidden = config.count("hidden_size")
         self.feed_forward = config.count("intermediate_size")
         self.heads = config.count("num_attention_heads")
         self.key_heads = config.count("num_key_value_heads", self.heads)
+        config.fields["num_key_value_heads"] = self.key_heads  # as the config classes do
         self.vocabulary = config.count("vocab_size")
         if self.heads % self.key_heads:
             raise CheckpointError(
@@ -88,10 +80,10 @@ class LlamaModel:
             )
 
     def set_hyper_parameters(self, keys: KeyTable, file_type: int) -> None:
-        """Set the `llama.*` keys and the file type."""
+        """Set the keys of the architecture and the file type."""
         set_common_keys(keys, self.architecture, self._config, file_type, self.blocks)
-        keys.u32("llama.vocab_size", self.vocabulary)
-        keys.u32("llama.rope.dimension_count", self.head_size)
+        keys.u32(f"{self.architecture}.vocab_size", self.vocabulary)
+        keys.u32(f"{self.architecture}.rope.dimension_count", self.head_size)
 
     def set_vocabulary(self, keys: KeyTable) -> None:
         """Set the tokenizer: SentencePiece if tokenizer.model is there, else what tokenizer.json holds."""
@@ -106,33 +98,42 @@ class LlamaModel:
         return [*self._rope_factors(), *map_tensors(self._source.folder, stored, self._wants())]
 
     def _wants(self) -> Iterator[Want]:
-        hidden, queries, keys = self.hidden, self.heads * self.head_size, self.key_heads * self.head_size
+        hidden = self.hidden
         yield Want("token_embd.weight", "model.embed_tokens.weight", (self.vocabulary, hidden))
         yield Want("output_norm.weight", "model.norm.weight", (hidden,))
         tied = bool(self._config.fields.get("tie_word_embeddings"))
         yield Want("output.weight", "lm_head.weight", (self.vocabulary, hidden), optional=tied)
-        shapes = {
-            "attn_q": (queries, hidden),
-            "attn_k": (keys, hidden),
-            "attn_v": (keys, hidden),
-            "attn_output": (hidden, queries),
-            "ffn_gate": (self.feed_forward, hidden),
-            "ffn_up": (self.feed_forward, hidden),
-            "ffn_down": (hidden, self.feed_forward),
-        }
         for block in range(self.blocks):
             source, target = f"model.layers.{block}", f"blk.{block}"
             yield Want(f"{target}.attn_norm.weight", f"{source}.input_layernorm.weight", (hidden,))
             yield Want(f"{target}.ffn_norm.weight", f"{source}.post_attention_layernorm.weight", (hidden,))
-            for name, inner in _MATRICES.items():
-                shape = shapes[inner]
-                order: dict[str, Any] = {}
-                if inner in {"attn_q", "attn_k"}:
-                    order = {"group": self.head_size, "take": rope_pairs(self.head_size)}
-                yield Want(f"{target}.{inner}.weight", f"{source}.{name}.weight", shape, **order)
-                announced = self._config.fields.get("mlp_bias" if name.startswith("mlp") else "attention_bias")
-                bias = f"{source}.{name}.bias"
-                yield Want(f"{target}.{inner}.bias", bias, shape[:1], **order, optional=not announced)
+            yield from self._mixer(block, source, target)
+            yield from self._feed_forward(source, target)
+
+    def _mixer(self, block: int, source: str, target: str) -> Iterator[Want]:
+        """Yield what mixes the tokens of a text: attention, in every block."""
+        del block
+        hidden, queries, keys = self.hidden, self.heads * self.head_size, self.key_heads * self.head_size
+        pairs = {"group": self.head_size, "take": rope_pairs(self.head_size)}
+        for name, inner, shape, order in (
+            ("q_proj", "attn_q", (queries, hidden), pairs),
+            ("k_proj", "attn_k", (keys, hidden), pairs),
+            ("v_proj", "attn_v", (keys, hidden), {}),
+            ("o_proj", "attn_output", (hidden, queries), {}),
+        ):
+            yield from self._matrix(f"{target}.{inner}", f"{source}.self_attn.{name}", shape, "attention_bias", order)
+
+    def _feed_forward(self, source: str, target: str) -> Iterator[Want]:
+        wide, narrow = (self.feed_forward, self.hidden), (self.hidden, self.feed_forward)
+        for name, shape in (("gate", wide), ("up", wide), ("down", narrow)):
+            yield from self._matrix(f"{target}.ffn_{name}", f"{source}.mlp.{name}_proj", shape, "mlp_bias", {})
+
+    def _matrix(
+        self, target: str, source: str, shape: tuple[int, ...], announcement: str, order: dict[str, Any]
+    ) -> Iterator[Want]:
+        yield Want(f"{target}.weight", f"{source}.weight", shape, **order)
+        announced = self._config.fields.get(announcement)
+        yield Want(f"{target}.bias", f"{source}.bias", shape[:1], **order, optional=not announced)
 
     def _rope_factors(self) -> list[TensorSpec]:
         scaling = self._config.rope
