@@ -24,6 +24,7 @@ _ID_KEYS = {
     "eom": "tokenizer.ggml.eom_token_id",
 }
 _FLAG_KEYS = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos", "sep")}
+_SWITCHES = ("lowercase", "strip_accents")  # of the normalizer
 
 
 @dataclasses.dataclass
@@ -45,8 +46,9 @@ class SpecialTokens:
             if kind in _FLAG_KEYS:
                 keys.boolean(_FLAG_KEYS[kind], flag)
         _set_templates(keys, self.chat_template)
-        for name, switch in self.normalizer.items():
-            keys.boolean(f"tokenizer.ggml.normalizer.{name}", switch)
+        for name in _SWITCHES:
+            if name in self.normalizer:
+                keys.boolean(f"tokenizer.ggml.normalizer.{name}", self.normalizer[name])
 
 
 def find_special_tokens(source: Source, vocabulary: int | None = None) -> SpecialTokens:
@@ -91,6 +93,8 @@ def _read_normalizer(found: SpecialTokens, normalizer: Any) -> None:
         found.normalizer["lowercase"] = True
     elif kind == "StripAccents":
         found.normalizer["strip_accents"] = True
+    elif kind == "BertNormalizer":
+        found.normalizer |= {name: normalizer[name] for name in _SWITCHES if normalizer.get(name) is not None}
     elif kind == "Sequence":
         for part in normalizer.get("normalizers") or []:
             _read_normalizer(found, part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from app.errors import TokenizerError
@@ -33,6 +33,11 @@ class Vocabulary:
     scores: list[float] = dataclasses.field(default_factory=list)
     merges: list[str] = dataclasses.field(default_factory=list)
 
+    def replace(self, token: int, text: str, kind: int) -> None:
+        """Put an added token in the place of what is there."""
+        if 0 <= token < len(self.tokens):  # beyond the embeddings there is nothing that a token could stand for
+            self.tokens[token], self.types[token], self.scores[token] = text, kind, -1000.0
+
     def set_keys(self, keys: KeyTable, model: str, splitter: str) -> None:
         """Set the tokenizer's name and its lists."""
         keys.text("tokenizer.ggml.model", model)
@@ -45,7 +50,7 @@ class Vocabulary:
 
 def set_bpe_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
     """Set the tokenizer's keys from the byte-level BPE in tokenizer.json, for `size` rows of embeddings."""
-    with _damage_named(source):
+    with damage_named(source):
         tokenizer = _tokenizer_json(source)
         splitter = pre_tokenizer_name(tokenizer)
         _byte_level_bpe(source, tokenizer, size).set_keys(keys, "gpt2", splitter)
@@ -54,7 +59,7 @@ def set_bpe_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
 
 def set_sentencepiece_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
     """Set the tokenizer's keys from tokenizer.model, for `size` rows of embeddings."""
-    with _damage_named(source):
+    with damage_named(source):
         _sentencepiece(source, size).set_keys(keys, "llama", "default")
         find_special_tokens(source, size).set_keys(keys)
 
@@ -65,13 +70,13 @@ def set_llama_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
     Like the others, it raises `TokenizerError` that says which file is missing, damaged or beyond what can be carried
     over exactly.
     """
-    with _damage_named(source):
+    with damage_named(source):
         settings = source.tokenizer_config or {}
         if settings.get("add_prefix_space") is not None:
             keys.boolean("tokenizer.ggml.add_space_prefix", bool(settings["add_prefix_space"]))
         if (source.folder / "tokenizer.model").is_file():
             set_sentencepiece_vocabulary(keys, source, size)
-        elif _is_sentencepiece(tokenizer := _tokenizer_json(source)):
+        elif is_sentencepiece(tokenizer := _tokenizer_json(source)):
             _converted_sentencepiece(source, tokenizer, size).set_keys(keys, "llama", "default")
             find_special_tokens(source, size).set_keys(keys)
         else:
@@ -83,7 +88,8 @@ def set_llama_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _damage_named(source: Source) -> Iterator[None]:
+def damage_named(source: Source) -> Iterator[None]:
+    """Turn what a damaged file makes go wrong into a `TokenizerError`."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -96,7 +102,8 @@ def _tokenizer_json(source: Source) -> dict[str, Any]:
     return source.tokenizer
 
 
-def _is_sentencepiece(tokenizer: dict[str, Any]) -> bool:
+def is_sentencepiece(tokenizer: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer.json holds a SentencePiece vocabulary, as transformers converts it."""
     model, decoder = tokenizer["model"], tokenizer.get("decoder") or {}
     return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and decoder.get("type") == "Sequence"
 
@@ -117,6 +124,19 @@ def _byte_level_bpe(source: Source, tokenizer: dict[str, Any], size: int) -> Voc
     model = tokenizer["model"]
     if model.get("type") != "BPE":
         raise TokenizerError(f"{source.folder / 'tokenizer.json'}: the model is {model.get('type')!r}; BPE is known")
+    words = base_vocabulary(source, tokenizer, size, decoded=_as_decoded)
+    words.merges = _merges(source, model.get("merges"))
+    return words
+
+
+def base_vocabulary(
+    source: Source, tokenizer: dict[str, Any], size: int, *, decoded: Callable[[str], str] = str
+) -> Vocabulary:
+    """Return the tokens of tokenizer.json by id, `size` of them, and their types.
+
+    `decoded` says how the tokenizer's decoder shows an added token.
+    """
+    model = tokenizer["model"]
     added = _added_tokens(source, tokenizer)
     by_id: dict[int, str] = {token: text for text, token in model["vocab"].items()}
     by_id |= {entry["id"]: text for text, entry in added.items()}
@@ -129,7 +149,7 @@ def _byte_level_bpe(source: Source, tokenizer: dict[str, Any], size: int) -> Voc
             text, kind = f"[PAD{token}]", UNUSED
         elif text in added:
             entry = added[text]
-            text = text if entry.get("normalized") else _as_decoded(text)
+            text = text if entry.get("normalized") else decoded(text)
             if entry.get("special") or looks_special(text):
                 kind = CONTROL
             else:
@@ -138,7 +158,7 @@ def _byte_level_bpe(source: Source, tokenizer: dict[str, Any], size: int) -> Voc
             kind = NORMAL
         tokens.append(text)
         types.append(kind)
-    return Vocabulary(tokens, types, merges=_merges(source, model.get("merges")))
+    return Vocabulary(tokens, types)
 
 
 def _check_ids(source: Source, by_id: dict[int, str], size: int) -> None:
@@ -213,7 +233,8 @@ def _merges(source: Source, merges: Any) -> list[str]:
 # ---- SentencePiece
 
 
-def _sentencepiece(source: Source, size: int) -> Vocabulary:
+def sentencepiece_pieces(source: Source, size: int) -> Vocabulary:
+    """Return the pieces of tokenizer.model, and what added_tokens.json adds."""
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - most models do without it
 
     path = source.folder / "tokenizer.model"
@@ -235,19 +256,19 @@ def _sentencepiece(source: Source, size: int) -> Vocabulary:
         elif not pieces.IsUnused(token):
             words.types[token] = NORMAL
     for text, token in (source.read_object("added_tokens.json") or {}).items():
-        _replace(words, token, text, USER_DEFINED)
-    for number, entry in ((source.tokenizer_config or {}).get("added_tokens_decoder") or {}).items():
-        text = entry["content"]
-        if entry.get("special") or looks_special(text):
-            _replace(words, int(number), text, CONTROL)
-        else:
-            _replace(words, int(number), text.replace(_SPACE, " "), USER_DEFINED)
+        words.replace(token, text, USER_DEFINED)
     return words
 
 
-def _replace(words: Vocabulary, token: int, text: str, kind: int) -> None:
-    if 0 <= token < len(words.tokens):  # beyond the embeddings there is nothing that a token could stand for
-        words.tokens[token], words.types[token], words.scores[token] = text, kind, -1000.0
+def _sentencepiece(source: Source, size: int) -> Vocabulary:
+    words = sentencepiece_pieces(source, size)
+    for number, entry in ((source.tokenizer_config or {}).get("added_tokens_decoder") or {}).items():
+        text = entry["content"]
+        if entry.get("special") or looks_special(text):
+            words.replace(int(number), text, CONTROL)
+        else:
+            words.replace(int(number), text.replace(_SPACE, " "), USER_DEFINED)
+    return words
 
 
 def _converted_sentencepiece(source: Source, tokenizer: dict[str, Any], size: int) -> Vocabulary:

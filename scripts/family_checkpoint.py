@@ -67,7 +67,10 @@ def write_family(out: Path, name: str, upstream: Upstream) -> None:
             made = subprocess.run(command, capture_output=True, text=True, check=False, env=upstream.environment())
             if made.returncode:
                 raise UpstreamError(f"transformers cannot make a {name}:\n" + made.stderr[-2000:])
-        write_tokenizer(folder, vocabulary, context_length=CONTEXT_LENGTH)
+        getattr(family, "write_tokenizer", write_tokenizer)(folder, vocabulary, context_length=CONTEXT_LENGTH)
+        for path, content in getattr(family, "FILES", {}).items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            write_json(folder / path, content)
 
 
 def _vocabulary(name: str | None, upstream: Upstream) -> Vocabulary:

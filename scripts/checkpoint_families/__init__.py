@@ -6,4 +6,7 @@ A module says
     VOCABULARY  the name of the `ggml-vocab-NAME.gguf` of llama.cpp that it takes its vocabulary from; None: SmolLM2's
     PRE         the pre-tokenizer's name that upstream's converter is told; None: its own hash knows it
     tensors     a function (config) → {name: shape}, only where transformers cannot make the model
+and, where the family needs it,
+    FILES       {path: JSON content} of more files in the folder
+    write_tokenizer     a function (folder, vocabulary, context_length) for another kind of tokenizer
 """
