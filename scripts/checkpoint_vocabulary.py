@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from checkpoint_writer import write_json
+from splitters import SPLITTERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
 SPECIAL_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-
-LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, context_length: int
         "added_tokens_decoder": {
             str(i): {**_added_token(vocabulary.tokens[i]), "special": kind != USER_DEFINED}
             for i, kind in enumerate(vocabulary.types)
-            if kind in {UNKNOWN, CONTROL, USER_DEFINED}
+            if kind in {UNKNOWN, CONTROL, USER_DEFINED} and vocabulary.tokens[i] != f"[PAD{i}]"
         },
         "clean_up_tokenization_spaces": False,
         **special,
@@ -119,18 +115,13 @@ def _added_token(content: str) -> dict[str, Any]:
 
 
 def _byte_level_bpe(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Build tokenizer.json. Llama 3 keeps special tokens out of the model's vocabulary, SmolLM keeps them in."""
-    llama3 = vocabulary.pre == "llama-bpe"
-    added = [i for i, kind in enumerate(vocabulary.types) if kind in {UNKNOWN, CONTROL, USER_DEFINED}]
-    outside = set(added) if llama3 else set()
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": not llama3}
-    split = (
-        {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False}
-        if llama3
-        else {"type": "Digits", "individual_digits": True}
-    )
-    if vocabulary.pre not in {"llama-bpe", "smollm"}:
-        raise ValueError(f"pre-tokenizer {vocabulary.pre!r} is not known here: only llama-bpe and smollm")
+    """Build tokenizer.json. Llama 3 and Qwen keep special tokens out of the model's vocabulary, the others in it."""
+    if vocabulary.pre not in SPLITTERS:
+        raise ValueError(f"pre-tokenizer {vocabulary.pre!r} is not known here: only {', '.join(SPLITTERS)}")
+    splitter = SPLITTERS[vocabulary.pre]
+    kinds = {i: kind for i, kind in enumerate(vocabulary.types) if vocabulary.tokens[i] != f"[PAD{i}]"}
+    added = [i for i, kind in kinds.items() if kind in {UNKNOWN, CONTROL, USER_DEFINED}]
+    outside = set(added) if splitter.specials_outside else set()
     return {
         "version": "1.0",
         "truncation": None,
@@ -139,9 +130,9 @@ def _byte_level_bpe(vocabulary: Vocabulary) -> dict[str, Any]:
             {"id": i, **_added_token(vocabulary.tokens[i]), "special": vocabulary.types[i] != USER_DEFINED}
             for i in added
         ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": _bos_template(vocabulary) if llama3 else None,
+        "normalizer": splitter.normalizer,
+        "pre_tokenizer": splitter.pre_tokenizer,
+        "post_processor": _bos_template(vocabulary) if vocabulary.pre == "llama-bpe" else None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -151,8 +142,8 @@ def _byte_level_bpe(vocabulary: Vocabulary) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": llama3,
-            "vocab": {token: i for i, token in enumerate(vocabulary.tokens) if i not in outside},
+            "ignore_merges": splitter.whole_words,
+            "vocab": {vocabulary.tokens[i]: i for i in kinds if i not in outside},
             "merges": list(vocabulary.merges),
         },
     }
