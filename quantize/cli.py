@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
-from quantize.recipe import RECIPES, find
+from quantize.recipe import RECIPES, Overrides, find, override, tensor_type
 
 FORMATS = ("human", "json", "quiet")
 
@@ -20,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors")
     parser.add_argument("--type", required=True, metavar="T", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--tensor-type", action="append", default=[], metavar="PATTERN=T",
+        help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
+        "ffn_down=q6_k; may be given again, and the first that fits counts",
+    )  # fmt: skip
+    parser.add_argument("--output-tensor-type", metavar="T", help="type of the output matrix")
+    parser.add_argument("--token-embedding-type", metavar="T", help="type of the token embeddings")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
@@ -58,12 +65,21 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
     out = (arguments.out or Path(f"{source.absolute().name}-{recipe.label}.gguf")).expanduser()
-    prepared = pipeline.prepare(source, recipe.name)
+    prepared = pipeline.prepare(source, recipe.name, _overrides(arguments))
     reporter.notes(prepared.notes)
     if arguments.dry_run:
         reporter.plan(prepared, out)
         return
     reporter.done(pipeline.run(prepared, out, threads=arguments.threads, progress=reporter.progress))
+
+
+def _overrides(arguments: argparse.Namespace) -> Overrides:
+    output, embedding = arguments.output_tensor_type, arguments.token_embedding_type
+    return Overrides(
+        tuple(override(text) for text in arguments.tensor_type),
+        tensor_type(output, "output-tensor-type") if output else None,
+        tensor_type(embedding, "token-embedding-type") if embedding else None,
+    )
 
 
 @contextlib.contextmanager

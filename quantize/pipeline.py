@@ -8,13 +8,11 @@ import contextlib
 import dataclasses
 import math
 import os
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
-from app.errors import StorageError, UsageError
-from app.llama import quantizer
+from app.errors import UsageError
 from quantize import dequantize, families
 from quantize import recipe as recipes
 from quantize.checkpoint import Checkpoint
@@ -23,10 +21,11 @@ from quantize.kernels import Slab, Workspace, encode, slabs_of
 from quantize.left_out import left_out
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
-from quantize.plan import Plan, draft_types, make_plan, plan_file
-from quantize.recipe import Recipe
+from quantize.plan import Plan, plan_file
+from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
+from quantize.selection import decide_types
 from quantize.source import Source, open_source
-from quantize.tensors import Part, TensorSpec
+from quantize.tensors import Part
 from quantize.verify import Samples, verify
 from quantize.writer import AtomicFile
 
@@ -70,12 +69,17 @@ class Result:
     by_type: dict[str, tuple[int, int, int]]
 
 
-def prepare(path: Path, type_name: str) -> Prepared:
+def prepare(path: Path, type_name: str, overrides: Overrides = NO_OVERRIDES) -> Prepared:
     """Understand a model's folder and plan its file; milliseconds, whatever the model's size.
 
-    Raises `UsageError` for an unknown type and `BadInputError` for a folder that can't be used.
+    Raises `UsageError` for an unknown type or an impossible override, and `BadInputError` for a folder that cannot be
+    used.
     """
     recipe = recipes.find(type_name)
+    if overrides and not recipe.quantized:
+        raise UsageError(
+            f"types of single tensors can be set in quantized files only, not in {recipe.name}", param="type"
+        )
     source = open_source(path)
     checkpoint = Checkpoint.open(source.folder)
     dequantize.decode(checkpoint, source)
@@ -85,7 +89,7 @@ def prepare(path: Path, type_name: str) -> Prepared:
     set_general(keys, source, family.architecture, ModelSize.of(specs))
     family.set_hyper_parameters(keys, recipe.file_type)
     keys.u32("general.quantization_version", QUANTIZATION_VERSION)
-    decided = _decide_types(keys, specs, recipe) if recipe.quantized else {}
+    decided = decide_types(keys, specs, [recipe], overrides).get(recipe.name, {})
     family.set_vocabulary(keys)
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
     return Prepared(source, checkpoint, recipe, plan_file(keys, specs, recipe, decided), notes)
@@ -96,6 +100,7 @@ def quantize(
     type_name: str,
     out: Path,
     *,
+    overrides: Overrides = NO_OVERRIDES,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -103,7 +108,7 @@ def quantize(
 
     Raises `UsageError`, `BadInputError`, `StorageError` or `VerificationError`; then nothing is left behind.
     """
-    return run(prepare(source, type_name), out, threads=threads, progress=progress)
+    return run(prepare(source, type_name, overrides), out, threads=threads, progress=progress)
 
 
 def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: Progress | None = None) -> Result:
@@ -175,31 +180,3 @@ def _check_target(out: Path, prepared: Prepared) -> None:
     inputs = [*prepared.checkpoint.shards, *(prepared.source.folder / name for name in _DATA_NAMES)]
     if out.exists() and any(path.exists() and out.samefile(path) for path in inputs):
         raise UsageError(f"{out}: is a file of the model itself; choose another --out", param="out")
-
-
-def _decide_types(keys: KeyTable, specs: list[TensorSpec], recipe: Recipe) -> dict[str, str]:
-    draft = make_plan(keys, specs, draft_types(specs, recipe.float_type))
-    with _sparse_file(draft) as path:
-        return quantizer.select_types(path, recipe.file_type)
-
-
-@contextlib.contextmanager
-def _sparse_file(draft: Plan) -> Iterator[Path]:
-    """Make the draft a file of its full size that takes no room: only the header is there. On Linux it has no name."""
-    try:
-        if hasattr(os, "memfd_create"):
-            file = os.memfd_create("pestle-draft", os.MFD_CLOEXEC)
-            with os.fdopen(file, "wb") as stream:
-                _fill(file, draft)
-                yield Path(f"/proc/self/fd/{stream.fileno()}")
-            return
-        with tempfile.NamedTemporaryFile(prefix="pestle-draft-") as stream:
-            _fill(stream.fileno(), draft)
-            yield Path(stream.name)
-    except OSError as error:
-        raise StorageError(f"{tempfile.gettempdir()}: no temporary file can be made: {error}") from error
-
-
-def _fill(file: int, draft: Plan) -> None:
-    os.write(file, draft.header)
-    os.ftruncate(file, draft.file_size)

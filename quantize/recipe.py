@@ -1,10 +1,15 @@
-"""The recipes: named mixtures of tensor types, such as Q4_K_M. A new one is a line of the table. Pure."""
+"""The recipes: named mixtures of tensor types, such as Q4_K_M, and what the user changes in them. Pure.
+
+A new recipe is a line of the table.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from app.errors import UsageError
+from app.models.gguf_types import TENSOR_TYPES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +56,63 @@ RECIPES: dict[str, Recipe] = {
         *(Recipe(name, file_type, name, quantized=False) for name, file_type in _FLOATS),
     )
 }
+
+# what ggml encodes: not its formats for activations, and no integers
+_NOT_FOR_WEIGHTS = {"q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64", "nvfp4", "q1_0", "q2_0"}
+ENCODED_TYPES: dict[str, str] = {
+    name.lower(): name for name, _, _ in TENSOR_TYPES.values() if name not in _NOT_FOR_WEIGHTS
+}
+NEEDS_IMPORTANCE = {"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"}  # which are useless without a matrix
+
+_MAX_PATTERN = 1000  # C++'s regular expressions are compiled by recursion
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the user decides about tensor types; the recipe decides the rest.
+
+    `tensors` are pairs of a regular expression and ggml's name of a type; the first that is found in a tensor's name
+    counts. `output` is the type of the output matrix, `embedding` that of the token embeddings.
+    """
+
+    tensors: tuple[tuple[str, str], ...] = ()
+    output: str | None = None
+    embedding: str | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.tensors or self.output or self.embedding)
+
+
+NO_OVERRIDES = Overrides()
+
+
+def tensor_type(name: str, flag: str) -> str:
+    """Return ggml's name of a tensor type, given in any case. Raises `UsageError` that lists the known ones."""
+    found = ENCODED_TYPES.get(name.lower())
+    if found is None:
+        known = ", ".join(ENCODED_TYPES)
+        raise UsageError(f"--{flag}: unknown tensor type {name!r}; known types: {known}", param=flag)
+    return found
+
+
+def override(text: str) -> tuple[str, str]:
+    """Take `PATTERN=TYPE` apart into a regular expression and a type.
+
+    The pattern means what it means to llama-quantize: a regular expression in lower case, searched anywhere in the
+    name. One that begins with `*` or `?`, which no regular expression does, is a shell pattern of the whole name, where
+    `.weight` may be left out at the end.
+    """
+    pattern, equals, name = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"--tensor-type: {text!r} is not PATTERN=TYPE, such as ffn_down=q6_k", param="tensor-type")
+    if len(pattern) > _MAX_PATTERN:
+        raise UsageError(f"--tensor-type: the pattern is longer than {_MAX_PATTERN} letters", param="tensor-type")
+    pattern = pattern.lower()
+    if pattern[0] in "*?":
+        wild = {"*": ".*", "?": "."}
+        pattern = "^" + "".join(wild.get(letter) or re.escape(letter) for letter in pattern) + r"(\.weight)?$"
+    return pattern, tensor_type(name, "tensor-type")
 
 
 def find(name: str) -> Recipe:

@@ -7,9 +7,11 @@ ported: `llama_model_quantize` itself says them in a dry run, and the same funct
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_OVERRIDDEN = re.compile(r": (\S+) +- applying manual override: ")
+_Q8_0_FILE, _F32 = 7, 0  # a file type, and a tensor type that it never chooses by itself
+_KEY_INTEGER, _KEY_STRING = 0, 3  # LLAMA_KV_OVERRIDE_TYPE_INT, _STR
 _DECISION = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[[^]]*\], type = +(\w+), size = [^\n]*? MiB(?: \((\w+)\))?\n")
 
 
@@ -97,29 +102,114 @@ def f32_to_f16(source: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
     _base().ggml_fp32_to_fp16_row(source.ctypes.data, out.ctypes.data, source.size)
 
 
-def select_types(model: Path, file_type: int) -> dict[str, str]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choices:
+    """What the caller decides about tensor types, in ggml's numbers; the rest is llama.cpp's choice.
+
+    `overrides` are pairs of a regular expression (ECMAScript, searched in the tensor's name; the first that is found
+    counts) and a type. `output` is the type of output.weight, `embedding` that of the token embeddings.
+    """
+
+    overrides: tuple[tuple[str, int], ...] = ()
+    output: int | None = None
+    embedding: int | None = None
+
+
+NO_CHOICES = Choices()
+
+
+def select_types(
+    model: Path, file_type: int, choices: Choices = NO_CHOICES, *, with_importance: bool = False
+) -> dict[str, str]:
     """Ask llama.cpp which type it would give to each tensor of a GGUF; of the weights, nothing is read.
 
-    `file_type` is llama.cpp's number of the recipe (15: Q4_K_M). Returns tensor name → type name, such as `q6_K`.
-    Raises `ModelFileError` if llama.cpp refuses the model's hyper-parameters.
+    `file_type` is llama.cpp's number of the recipe (15: Q4_K_M). `with_importance` tells that an importance matrix will
+    be used, which changes some choices. Returns tensor name → type name, such as `q6_K`.
+    Raises `ModelFileError` if llama.cpp refuses the model's hyper-parameters or a regular expression.
     """
     with log_tail.captured() as pieces:
-        _quantize(model, Path(os.devnull), file_type, threads=1, dry_run=True)
+        importance = {"": memoryview(bytes(4))} if with_importance else {}  # only that there is one matters here
+        _quantize(model, Path(os.devnull), file_type, choices, importance, {}, threads=1, dry_run=True)
     return {name: new or old for name, old, new in _DECISION.findall("".join(pieces))}
 
 
-def quantize_file(source: Path, target: Path, file_type: int, *, threads: int = 0) -> None:
-    """Run llama.cpp's own quantizer on a whole GGUF. Raises `ModelFileError` with its last words if it fails."""
-    _quantize(source, target, file_type, threads=threads, dry_run=False)
+def find_tensors(model: Path, pattern: str) -> list[str]:
+    """Return the names of a GGUF's tensors that an override with this pattern would reach.
+
+    Raises `ModelFileError` if the pattern is no regular expression.
+    """
+    with log_tail.captured() as pieces:
+        choices = Choices(overrides=((pattern, _F32),))
+        _quantize(model, Path(os.devnull), _Q8_0_FILE, choices, {}, {}, threads=1, dry_run=True)
+    return _OVERRIDDEN.findall("".join(pieces))
 
 
-def _quantize(source: Path, target: Path, file_type: int, *, threads: int, dry_run: bool) -> None:
+def quantize_file(
+    source: Path,
+    target: Path,
+    file_type: int,
+    choices: Choices = NO_CHOICES,
+    *,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
+    keys: Mapping[str, int | bytes] | None = None,
+    threads: int = 0,
+) -> None:
+    """Run llama.cpp's own quantizer on a whole GGUF. Raises `ModelFileError` with its last words if it fails.
+
+    `importance` holds for tensor names what their columns weigh (experts × columns); `keys` are set at the end.
+    """
+    data = {name: memoryview(values.tobytes()) for name, values in (importance or {}).items()}
+    _quantize(source, target, file_type, choices, data, keys or {}, threads=threads, dry_run=False)
+
+
+def _quantize(
+    source: Path,
+    target: Path,
+    file_type: int,
+    choices: Choices,
+    importance: Mapping[str, memoryview],
+    keys: Mapping[str, int | bytes],
+    *,
+    threads: int,
+    dry_run: bool,
+) -> None:
     llama_cpp = load()
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = file_type
     params.dry_run = dry_run
+    if choices.output is not None:
+        params.output_tensor_type = choices.output
+    if choices.embedding is not None:
+        params.token_embedding_type = choices.embedding
+    if choices.overrides:
+        rows = [(pattern.encode(), number) for pattern, number in choices.overrides]
+        params.tt_overrides = _array(llama_cpp.llama_model_tensor_override, [*rows, (None, 0)])
+    buffers = [ctypes.create_string_buffer(bytes(data), len(data)) for data in importance.values()]
+    if importance:
+        floats = ctypes.POINTER(ctypes.c_float)
+        entries = [
+            (name.encode(), ctypes.cast(buffer, floats), len(buffer) // 4)
+            for name, buffer in zip(importance, buffers, strict=True)
+        ]
+        params.imatrix = _array(llama_cpp.llama_model_imatrix_data, [*entries, (None, None, 0)])
+    if keys:
+        overrides = [_key_override(llama_cpp, key, value) for key, value in keys.items()]
+        params.kv_overrides = _array(llama_cpp.llama_model_kv_override, [*overrides, ()])
     log_tail.clear()
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)) != 0:
         said = "; ".join(log_tail.lines(minimum_level=4)[-3:]) or "without saying why"
         raise ModelFileError(f"llama.cpp cannot quantize this model: {said}")
+
+
+def _array(kind: Any, rows: list[Any]) -> Any:
+    return (kind * len(rows))(*rows)
+
+
+def _key_override(llama_cpp: Any, key: str, value: int | bytes) -> tuple[int, bytes, Any]:
+    union = llama_cpp.llama_model_kv_override_value()
+    if isinstance(value, int):
+        union.val_i64 = value
+        return _KEY_INTEGER, key.encode(), union
+    union.val_str = value
+    return _KEY_STRING, key.encode(), union
