@@ -57,6 +57,6 @@ class SmolLM3Model(LlamaModel):
         if not good:
             name = "no_rope_layer_interval" if stated is None else "no_rope_layers"
             raise CheckpointError(
-                f"{config.path}: {name} is {config.fields[name]!r}; llama.cpp's SmolLM3 leaves out the rotary positions "
-                f"of every fourth layer and no other"
+                f"{config.path}: {name} is {config.fields[name]!r}; llama.cpp's SmolLM3 leaves out the rotary "
+                f"positions of every fourth layer and no other"
             )
