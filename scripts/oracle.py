@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from family_checkpoint import FAMILIES, write_family
 from gguf_compare import Comparison, compare
 from oracle_report import matrix, report
+from quantized_checkpoint import METHODS, quantize_checkpoint
 from rebuild_default_checkpoint import default_folder
 from upstream import CONVERTED_TYPES, FILE_TYPES, MATRIX_TYPES, Upstream, UpstreamError, find_upstream
 
@@ -41,7 +42,8 @@ EXPLAINED: dict[str, str] = {}
 class Case:
     """A checkpoint to compare: how it is made, and the pre-tokenizer's name if upstream needs it.
 
-    A `shape` of random_checkpoint.py, or a `family` of checkpoint_families.
+    A `shape` of random_checkpoint.py, or a `family` of checkpoint_families; `quantized` by a method of
+    quantized_checkpoint.py.
     """
 
     what: str
@@ -50,6 +52,7 @@ class Case:
     vocabulary: str | None = None
     flags: tuple[str, ...] = ()
     pre_tokenizer: str | None = None
+    quantized: str = ""
 
 
 CASES = {
@@ -82,6 +85,17 @@ def _family_case(name: str) -> Case:
 
 
 CASES |= {f"tiny-{name}": _family_case(name) for name in FAMILIES}
+
+
+def _quantized_case(method: str) -> Case:
+    if "fp8" in method:  # blocks at the edges are smaller
+        base = Case("", "tiny-llama3", flags=("--truncate-vocab", "4000"), pre_tokenizer="smollm")
+    else:  # rows are multiples of a group
+        base = Case("", "tiny-llama-spm", vocabulary="llama-spm")
+    return replace(base, what=f"quantized already: {method}", quantized=method)
+
+
+CASES |= {f"tiny-llama-{method}": _quantized_case(method) for method in METHODS}
 
 
 def main() -> int:
@@ -151,6 +165,9 @@ def make_checkpoint(name: str, case: Case, upstream: Upstream, work: Path) -> Pa
         _script("rebuild_default_checkpoint.py")
         return default_folder()
     folder = work / "checkpoints" / name
+    if case.quantized and not folder.exists():
+        plain = make_checkpoint(f"{case.shape}-plain", replace(case, quantized=""), upstream, work)
+        quantize_checkpoint(plain, folder, case.quantized)
     if case.family and not folder.exists():
         write_family(folder, case.family, upstream)
     if not folder.exists():

@@ -33,8 +33,6 @@ class Config:
             stated = {**stated, **stated["text_config"]}
         known = defaults.get(str(stated.get("model_type")), {})
         self.fields: dict[str, Any] = {**known, **{key: value for key, value in stated.items() if value is not None}}
-        if self.fields.get("quantization_config"):
-            raise CheckpointError(f"{self.path}: the weights are quantized already (`quantization_config`)")
         self.rope_all = self._rope()
         self.rope: dict[str, Any] = self.rope_all.get("full_attention", self.rope_all)
 

@@ -150,7 +150,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], type[PestleError], str]] = {
     ),
     "an id out of range": (config(pad_token_id=1 << 40), CheckpointError, "padding_token_id cannot hold 1099511627776"),
     "endless rope": (config(rope_theta=math.inf), CheckpointError, "rope rope_theta is inf"),
-    "quantized already": (config(quantization_config={"quant_method": "gptq"}), CheckpointError, "quantized already"),
+    "quantized already": (config(quantization_config={"quant_method": "awq"}), CheckpointError, "quantized already"),
     "wrong shape": (
         config(hidden_size=128),
         CheckpointError,
