@@ -16,12 +16,14 @@ from quantize.tensors import TensorSpec
 ARCHITECTURES: dict[str, str] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
+    "MixtralForCausalLM": "mixtral",
     "Gemma2ForCausalLM": "gemma",
     "Gemma3ForCausalLM": "gemma",
     "Gemma3ForConditionalGeneration": "gemma",
     "Gemma3TextModel": "gemma",
     "Lfm2ForCausalLM": "lfm2",
     "Lfm2MoeForCausalLM": "lfm2",
+    "GptOssForCausalLM": "gpt_oss",
     "SmolLM3ForCausalLM": "smollm3",
     "Olmo2ForCausalLM": "olmo",
     "Olmo3ForCausalLM": "olmo",
@@ -30,9 +32,12 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2Model": "qwen",
     "Qwen3ForCausalLM": "qwen",
     "Qwen3Model": "qwen",
+    "Qwen2MoeForCausalLM": "qwen_moe",
+    "Qwen3MoeForCausalLM": "qwen_moe",
     "BertModel": "bert",
     "BertForMaskedLM": "bert",
     "BertForSequenceClassification": "bert",
+    "NomicBertModel": "nomic_bert",
 }
 
 
