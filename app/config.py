@@ -25,7 +25,9 @@ Origin = Literal["default", "file", "environment", "flag"]
 class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `pestle serve` can be told."""
 
-    model_path: Annotated[str, Meta(description="a GGUF file, or a folder of safetensors to quantize first")] = ""
+    model_path: Annotated[
+        str, Meta(description="a GGUF file, or a folder of safetensors or a name on the Hub, to quantize first")
+    ] = ""
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8080
     parallel: Annotated[int, Meta(ge=1, le=256, description="slots: sequences that are decoded together")] = 4

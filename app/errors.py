@@ -11,6 +11,7 @@ Every error says what was wrong, names the field or the file at fault, and says 
     │   ├── TokenizerError                                              a vocabulary that we can't carry over
     │   └── ModelFileError                                              a GGUF
     ├── StorageError                                           exit 4   disk full, no permission
+    │   └── HubUnreachableError                                         the Hub does not answer
     ├── VerificationError                                      exit 5   the result is not what was planned
     ├── InterruptedByUserError                                exit 130
     ├── RequestError                400 invalid_request_error           what the client did wrong
@@ -90,6 +91,10 @@ class StorageError(PestleError):
     """The disk is full, or a file may not be read or written."""
 
     exit_code = 4
+
+
+class HubUnreachableError(StorageError):
+    """The Hub does not answer, or not as it should; trying again may help."""
 
 
 class VerificationError(PestleError):

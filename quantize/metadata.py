@@ -109,8 +109,8 @@ def _texts(source: Source, card: dict[str, Any], size: ModelSize) -> dict[str, A
     stated = source.config.get("_name_or_path")
     if isinstance(stated, str) and stated and stated.count("/") <= 1:  # more slashes: a path on someone's disk
         _complete(texts, split_name(stated, size.weights))
-    _complete(texts, split_name(source.folder.name, size.weights))
-    texts["name"] = texts["name"] or source.folder.name
+    _complete(texts, split_name(source.name, size.weights))
+    texts["name"] = texts["name"] or source.name
     texts["size_label"] = texts["size_label"] or size.label
     return texts
 

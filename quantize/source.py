@@ -1,4 +1,4 @@
-"""Where a model comes from: today a local folder with safetensors and their JSON files."""
+"""Where a model comes from: a folder with safetensors and their JSON files, or a repository of the Hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from app.errors import BadInputError, CheckpointError, StorageError
+from app.models import hub
 
 _MAX_JSON_BYTES = 1 << 28
 
@@ -22,6 +23,12 @@ class Source:
     folder: Path
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
     """What people should know of the model or of its conversion, a line each; families add to it."""
+    name_on_hub: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name: that of its folder, or on the Hub, whose cache calls folders by their commit."""
+        return self.name_on_hub or self.folder.name
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -83,9 +90,15 @@ def _decode(text: bytes) -> Any:
 
 
 def open_source(path: Path) -> Source:
-    """Return the source at a path. Raises `BadInputError` that says what was found instead of a model's folder."""
+    """Return the source at a path, or that of a model on the Hub, `org/name[@revision]`, whose files are fetched.
+
+    Raises `BadInputError` that says what was found instead of a model's folder, and what `hub.fetch` raises.
+    """
     if path.is_file():
         raise BadInputError(f"{path}: a file; give the folder that holds config.json and the safetensors")
-    if not path.is_dir():
+    if path.is_dir():
+        return Source(path.absolute())  # not resolved: the name of a linked folder says more than its target's
+    model = hub.parse(str(path))
+    if model is None:
         raise BadInputError(f"{path}: no such folder")
-    return Source(path.absolute())  # not resolved: the name of a linked folder says more than its target's
+    return Source(hub.fetch(model), name_on_hub=model.name)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import BadInputError, PestleError, StorageError, UsageError
+from app.models import hub
 from quantize import recipe
 
 
@@ -38,19 +39,26 @@ def prepare_model(named: str, quantization: str, cache: Path) -> Path:
     if path.is_file():
         return path.absolute()
     if path.is_dir():
-        return _quantized(path.resolve(), label, cache)
-    raise UsageError(f"no model at {named!r}: give a GGUF file or a folder of safetensors", param="model_path")
+        folder = path.resolve()
+        return _quantized(folder, str(folder), folder.name, label, cache)
+    if model := hub.parse(named):
+        folder = hub.fetch(model)
+        return _quantized(folder, f"{model.repo}@{folder.name}", model.name, label, cache)
+    raise UsageError(
+        f"no model at {named!r}: give a GGUF file, a folder of safetensors or org/name[@revision] on the Hub",
+        param="model_path",
+    )
 
 
-def _quantized(folder: Path, label: str, cache: Path) -> Path:
-    target = cache / "models" / _fingerprint(folder) / f"{folder.name}-{label}.gguf"
+def _quantized(folder: Path, source: str, name: str, label: str, cache: Path) -> Path:
+    target = cache / "models" / _fingerprint(folder, name) / f"{name}-{label}.gguf"
     if target.is_file():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
             if not target.is_file():
-                _run_quantizer(folder, label.lower(), target)
+                _run_quantizer(source, label.lower(), target)
     except OSError as error:
         raise StorageError(
             f"cannot keep the quantized model in {error.filename or cache}: {error.strerror}; "
@@ -59,7 +67,7 @@ def _quantized(folder: Path, label: str, cache: Path) -> Path:
     return target
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(folder: Path, name: str) -> str:
     """Return a name that changes when any file of the checkpoint does."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -73,12 +81,12 @@ def _fingerprint(folder: Path) -> str:
     ]:
         status = file.stat()
         digest.update(f"\n{file.name} {status.st_size} {status.st_mtime_ns}".encode())
-    return f"{folder.name}-{digest.hexdigest()[:12]}"
+    return f"{name}-{digest.hexdigest()[:12]}"
 
 
-def _run_quantizer(folder: Path, quantization: str, target: Path) -> None:
-    print(f"Quantizing {folder.name} to {quantization} (once; kept in {target.parent})", file=sys.stderr, flush=True)
-    command = [sys.executable, "-P", "-m", "quantize", str(folder), "--type", quantization, "--out", str(target)]
+def _run_quantizer(source: str, quantization: str, target: Path) -> None:
+    print(f"Quantizing {source} to {quantization} (once; kept in {target.parent})", file=sys.stderr, flush=True)
+    command = [sys.executable, "-P", "-m", "quantize", source, "--type", quantization, "--out", str(target)]
     with subprocess.Popen(command) as process:  # noqa: S603 - our own module, arguments not through a shell
         try:
             exit_code = process.wait()

@@ -40,7 +40,11 @@ def add_command(commands: Commands) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", nargs="?", help="a GGUF file or a folder of safetensors; the same as --model-path")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="a GGUF file, a folder of safetensors, or org/name[@revision] on the Hub; the same as --model-path",
+    )
     add_flags(parser)
     parser.set_defaults(run=run)
 
