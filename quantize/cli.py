@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
-from quantize.recipe import RECIPES, Overrides, find, override, tensor_type
+from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
 
 FORMATS = ("human", "json", "quiet")
 
@@ -19,7 +19,10 @@ FORMATS = ("human", "json", "quiet")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors")
-    parser.add_argument("--type", required=True, metavar="T", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--type", required=True, metavar="T[,T...]",
+        help=f"one or several of {', '.join(RECIPES)}; several are made in one read of the source",
+    )  # fmt: skip
     parser.add_argument(
         "--tensor-type", action="append", default=[], metavar="PATTERN=T",
         help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
@@ -27,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--output-tensor-type", metavar="T", help="type of the output matrix")
     parser.add_argument("--token-embedding-type", metavar="T", help="type of the token embeddings")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here; for several types a folder"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
@@ -60,17 +65,52 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, reporter: Any) -> None:
     from quantize import pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
 
-    recipe = find(arguments.type)
+    chosen = [find(name.strip()) for name in arguments.type.split(",")]
     source = arguments.source.expanduser()
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
-    out = (arguments.out or Path(f"{source.absolute().name}-{recipe.label}.gguf")).expanduser()
-    prepared = pipeline.prepare(source, recipe.name, _overrides(arguments))
+    folder, outs = _targets(arguments.out, source.absolute().name, chosen)
+    prepared = pipeline.prepare(source, [recipe.name for recipe in chosen], _overrides(arguments))
     reporter.notes(prepared.notes)
     if arguments.dry_run:
-        reporter.plan(prepared, out)
+        for output, out in zip(prepared.outputs, outs, strict=True):
+            reporter.plan(output, out)
         return
-    reporter.done(pipeline.run(prepared, out, threads=arguments.threads, progress=reporter.progress))
+    with _made(folder):
+        results = pipeline.run_all(prepared, outs, threads=arguments.threads, progress=reporter.progress)
+    for result in results:
+        reporter.done(result)
+
+
+def _targets(out: Path | None, name: str, chosen: list[Recipe]) -> tuple[Path | None, list[Path]]:
+    """Return the folder that is to be there, if one was given, and each type's file."""
+    names = [Path(f"{name}-{recipe.label}.gguf") for recipe in chosen]
+    if out is None:
+        return None, names
+    out = out.expanduser()
+    if len(chosen) == 1:
+        return None, [out]
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file; for several types, --out names a folder", param="out")
+    return out, [out / name for name in names]
+
+
+@contextlib.contextmanager
+def _made(folder: Path | None) -> Iterator[None]:
+    """Make a folder, and take it away again if nothing came into it because of an error."""
+    made: list[Path] = []
+    try:
+        if folder is not None:
+            missing = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
+            for path in reversed(missing):
+                path.mkdir()
+                made.append(path)
+        yield
+    except BaseException:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _overrides(arguments: argparse.Namespace) -> Overrides:

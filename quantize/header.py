@@ -68,6 +68,19 @@ class KeyTable:
         if content:
             self.values[key] = Value(ValueType.ARRAY, content, item_type)
 
+    def place_after(self, earlier: str, key: str) -> None:
+        """Move a key to right behind another; both are set."""
+        value = self.values.pop(key)
+        items = list(self.values.items())
+        place = list(self.values).index(earlier) + 1
+        self.values = dict([*items[:place], (key, value), *items[place:]])
+
+    def with_file_type(self, file_type: int) -> KeyTable:
+        """Return the same keys with another file type, where the one before is."""
+        table = KeyTable()
+        table.values = self.values | {"general.file_type": Value(ValueType.UINT32, file_type)}
+        return table
+
     def quantized(self, file_type: int) -> KeyTable:
         """Return the keys as llama-quantize leaves them: version and file type come last."""
         table = KeyTable()

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from app.errors import UsageError
@@ -21,6 +21,7 @@ from quantize.kernels import Slab, Workspace, encode, slabs_of
 from quantize.left_out import left_out
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
+from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
 from quantize.plan import Plan, plan_file
 from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
@@ -36,15 +37,27 @@ _DATA_NAMES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_co
 
 
 @dataclasses.dataclass(frozen=True)
+class Output:
+    """One file that a run makes."""
+
+    recipe: Recipe
+    plan: Plan
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """A run that is planned to the byte and has read no weight yet."""
 
     source: Source
     checkpoint: Checkpoint
-    recipe: Recipe
-    plan: Plan
+    outputs: tuple[Output, ...]
     notes: tuple[str, ...] = ()
     """What people should know: what is left out, and what the family found."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first file, in whose order the source is read."""
+        return self.outputs[0].plan
 
     @property
     def source_bytes(self) -> int:
@@ -53,7 +66,10 @@ class Prepared:
 
     def bytes_read(self, part: Part, rows: int) -> int:
         """Return the bytes of the source that so many rows of a part take."""
-        return self.checkpoint.tensors[part.source].stored_bytes(part.stored_rows(rows) * part.width)
+        stored, weights = self.checkpoint.tensors, part.stored_rows(rows) * part.width
+        if part.scales is not None:
+            return weights // BLOCK_WEIGHTS * BLOCK_BYTES
+        return stored[part.source].stored_bytes(weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +85,14 @@ class Result:
     by_type: dict[str, tuple[int, int, int]]
 
 
-def prepare(path: Path, type_name: str, overrides: Overrides = NO_OVERRIDES) -> Prepared:
-    """Understand a model's folder and plan its file; milliseconds, whatever the model's size.
+def prepare(path: Path, type_names: str | Sequence[str], overrides: Overrides = NO_OVERRIDES) -> Prepared:
+    """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
 
     Raises `UsageError` for an unknown type or an impossible override, and `BadInputError` for a folder that cannot be
     used.
     """
-    recipe = recipes.find(type_name)
-    if overrides and not recipe.quantized:
-        raise UsageError(
-            f"types of single tensors can be set in quantized files only, not in {recipe.name}", param="type"
-        )
+    chosen = [recipes.find(name) for name in ([type_names] if isinstance(type_names, str) else type_names)]
+    _check_recipes(chosen, overrides)
     source = open_source(path)
     checkpoint = Checkpoint.open(source.folder)
     dequantize.decode(checkpoint, source)
@@ -87,12 +100,13 @@ def prepare(path: Path, type_name: str, overrides: Overrides = NO_OVERRIDES) -> 
     specs = family.tensors(checkpoint.tensors)
     keys = KeyTable()
     set_general(keys, source, family.architecture, ModelSize.of(specs))
-    family.set_hyper_parameters(keys, recipe.file_type)
+    family.set_hyper_parameters(keys, chosen[0].file_type)
     keys.u32("general.quantization_version", QUANTIZATION_VERSION)
-    decided = decide_types(keys, specs, [recipe], overrides).get(recipe.name, {})
+    decided = decide_types(keys, specs, chosen, overrides)
     family.set_vocabulary(keys)
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
-    return Prepared(source, checkpoint, recipe, plan_file(keys, specs, recipe, decided), notes)
+    outputs = (Output(recipe, plan_file(keys, specs, recipe, decided.get(recipe.name, {}))) for recipe in chosen)
+    return Prepared(source, checkpoint, tuple(outputs), notes)
 
 
 def quantize(
@@ -112,30 +126,71 @@ def quantize(
 
 
 def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: Progress | None = None) -> Result:
-    """Carry a plan out."""
+    """Carry the plan of one file out."""
+    return run_all(prepared, [out], threads=threads, progress=progress)[0]
+
+
+def run_all(
+    prepared: Prepared, outs: Sequence[Path], *, threads: int | None = None, progress: Progress | None = None
+) -> list[Result]:
+    """Carry all plans out in one read of the source. The files get their names when all of them are whole."""
     began = time.monotonic()
-    plan, checkpoint = prepared.plan, prepared.checkpoint
-    out = out.absolute()
-    _check_target(out, prepared)
-    samples, done, total = Samples(), 0, prepared.source_bytes
+    outs = [out.absolute() for out in outs]
+    for out in outs:
+        _check_target(out, prepared)
+    targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
+    done, total = 0, prepared.source_bytes
     encoded = _encoded(prepared, threads or available_cpus())
-    with checkpoint, AtomicFile(out, plan.file_size) as file, contextlib.closing(encoded):
-        file.write(memoryview(plan.header))
-        for slab, data in encoded:
-            tensor = slab.tensor
-            samples.take(len(plan.header) + tensor.offset + slab.offset, data)
-            file.write(data)
-            if slab.is_last:
-                file.write(memoryview(bytes(aligned(tensor.nbytes) - tensor.nbytes)))
-            if slab.part is not None:
-                end = slab.first_row + slab.rows  # differences, so that rounded sizes add up
-                done += prepared.bytes_read(slab.part, end) - prepared.bytes_read(slab.part, slab.first_row)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(prepared.checkpoint)
+        for target in targets:
+            stack.enter_context(target.file)
+        stack.enter_context(contextlib.closing(encoded))
+        for slabs, pieces in encoded:
+            for target, slab, data in zip(targets, slabs, pieces, strict=True):
+                target.write(slab, data)
+            part, first = slabs[0].part, slabs[0].first_row
+            if part is not None:
+                end = first + slabs[0].rows  # differences, so that rounded sizes add up
+                done += prepared.bytes_read(part, end) - prepared.bytes_read(part, first)
             if progress is not None:
                 progress(done, total)
-        file.commit(lambda part: verify(part, plan, samples))
-    weights = sum(tensor.spec.weights for tensor in plan.tensors)
+        for target in targets:
+            target.check()
+        for target in targets:
+            target.file.publish()
     seconds = time.monotonic() - began
-    return Result(out, prepared.recipe.name, plan.file_size, total, weights, seconds, plan.by_type())
+    return [_result(output, out, total, seconds) for output, out in zip(prepared.outputs, outs, strict=True)]
+
+
+class _Target:
+    """A file on its way, with the checksums of its pieces."""
+
+    def __init__(self, plan: Plan, out: Path) -> None:
+        self.file = AtomicFile(out, plan.file_size)
+        self._plan, self._samples = plan, Samples()
+        self._has_header = False
+
+    def write(self, slab: Slab, data: memoryview) -> None:
+        if not self._has_header:
+            self.file.write_at(0, memoryview(self._plan.header))
+            self._has_header = True
+        tensor = slab.tensor
+        start = len(self._plan.header) + tensor.offset
+        self._samples.take(start + slab.offset, data)
+        self.file.write_at(start + slab.offset, data)
+        if slab.is_last:
+            padding = aligned(tensor.nbytes) - tensor.nbytes
+            self.file.write_at(start + tensor.nbytes, memoryview(bytes(padding)))
+
+    def check(self) -> None:
+        self.file.check(lambda part: verify(part, self._plan, self._samples))
+
+
+def _result(output: Output, out: Path, source_bytes: int, seconds: float) -> Result:
+    plan = output.plan
+    weights = sum(tensor.spec.weights for tensor in plan.tensors)
+    return Result(out, output.recipe.name, plan.file_size, source_bytes, weights, seconds, plan.by_type())
 
 
 def available_cpus() -> int:
@@ -148,30 +203,50 @@ def available_cpus() -> int:
     return max(1, cpus)
 
 
-def _encoded(prepared: Prepared, threads: int) -> Generator[tuple[Slab, memoryview], None, None]:
-    """Yield every slab with its bytes, in the file's order; the next ones are computed meanwhile."""
-    checkpoint, through_bf16 = prepared.checkpoint, prepared.recipe.quantized
+def _encoded(prepared: Prepared, threads: int) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
+    """Yield every slab of every file with its bytes, in the first file's order; the next are computed meanwhile."""
+    checkpoint = prepared.checkpoint
+    through_bf16 = [output.recipe.quantized for output in prepared.outputs]
 
-    def work(slab: Slab, space: Workspace) -> memoryview:
-        return encode(slab, checkpoint, space, through_bf16=through_bf16).data
+    def work(slabs: list[Slab], space: Workspace) -> list[memoryview]:
+        return [data.data for data in encode(slabs, checkpoint, space, through_bf16=through_bf16)]
 
     free = [Workspace() for _ in range(threads * 2 + 2)]
-    pending: collections.deque[tuple[Slab, Workspace, concurrent.futures.Future[memoryview]]] = collections.deque()
+    pending: collections.deque[tuple[list[Slab], Workspace, concurrent.futures.Future[list[memoryview]]]]
+    pending = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
         try:
-            for tensor in prepared.plan.tensors:
-                for slab in slabs_of(tensor):
-                    if not free:
-                        done, space, future = pending.popleft()
-                        yield done, future.result()
-                        free.append(space)
-                    space = free.pop()
-                    pending.append((slab, space, pool.submit(work, slab, space)))
+            for slabs in _slabs(prepared):
+                if not free:
+                    done, space, future = pending.popleft()
+                    yield done, future.result()
+                    free.append(space)
+                space = free.pop()
+                pending.append((slabs, space, pool.submit(work, slabs, space)))
             while pending:
                 done, _, future = pending.popleft()
                 yield done, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _slabs(prepared: Prepared) -> Iterator[list[Slab]]:
+    """Yield the same rows of every file together."""
+    others = [{tensor.spec.name: tensor for tensor in output.plan.tensors} for output in prepared.outputs[1:]]
+    for tensor in prepared.plan.tensors:
+        same = [tensors[tensor.spec.name] for tensors in others]
+        for slab in slabs_of(tensor):
+            yield [slab, *(dataclasses.replace(slab, tensor=other) for other in same)]
+
+
+def _check_recipes(chosen: list[Recipe], overrides: Overrides) -> None:
+    names = [recipe.name for recipe in chosen]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UsageError(f"--type names {', '.join(twice)} twice", param="type")
+    if overrides and not any(recipe.quantized for recipe in chosen):
+        raise UsageError(
+            f"types of single tensors can be set in quantized files only, not in {', '.join(names)}", param="type"
+        )
 
 
 def _check_target(out: Path, prepared: Prepared) -> None:

@@ -11,10 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from app.errors import CheckpointError
+from app.errors import CheckpointError, UsageError
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS, TENSOR_TYPES
 from quantize.header import KeyTable, TensorEntry, aligned, encode_header
-from quantize.recipe import Recipe
+from quantize.recipe import RECIPES, Recipe
 from quantize.tensors import TensorSpec
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -54,8 +54,8 @@ class Plan:
 
 
 def draft_types(specs: Iterable[TensorSpec], float_type: str) -> dict[str, str]:
-    """Return each tensor's type before quantization: F32, or the 16-bit type."""
-    return {spec.name: "f32" if spec.keep_f32 else float_type for spec in specs}
+    """Return each tensor's type before quantization: what it is already, F32, or the 16-bit type."""
+    return {spec.name: spec.stored_type or ("f32" if spec.keep_f32 else float_type) for spec in specs}
 
 
 def llama_cpp_order(name: str) -> tuple[int, bytes]:
@@ -79,14 +79,26 @@ def make_plan(keys: KeyTable, specs: Iterable[TensorSpec], types: Mapping[str, s
 
 
 def plan_file(keys: KeyTable, specs: Iterable[TensorSpec], recipe: Recipe, decided: Mapping[str, str]) -> Plan:
-    """Plan a recipe's file. `decided` holds llama.cpp's choice for each tensor of a quantized recipe."""
+    """Plan a recipe's file. `decided` holds llama.cpp's choice for each tensor of a quantized recipe.
+
+    Raises `UsageError` if that would quantize a tensor whose weights are quantized in the checkpoint.
+    """
     if not recipe.quantized:
         specs = list(specs)
-        return make_plan(keys, specs, draft_types(specs, recipe.float_type))
+        types = draft_types(specs, recipe.float_type)
+        named = RECIPES["mxfp4_moe"] if "mxfp4" in types.values() else recipe  # as upstream, whatever the rest is
+        return make_plan(keys.with_file_type(named.file_type), specs, types)
     ordered = sorted((_without_ones(spec) for spec in specs), key=lambda spec: llama_cpp_order(spec.name))
     missing = [spec.name for spec in ordered if spec.name not in decided]
     if missing:
         raise CheckpointError(f"llama.cpp chose no type for {', '.join(missing[:5])}")
+    for spec in ordered:
+        if spec.stored_type not in {None, decided[spec.name]}:
+            raise UsageError(
+                f"the tensor {spec.name!r} is {spec.stored_type} in the checkpoint and would lose by being quantized "
+                f"again, to {decided[spec.name]}; choose {spec.stored_type}_moe, which keeps its bits",
+                param="type",
+            )
     return make_plan(keys.quantized(recipe.file_type), ordered, decided)
 
 

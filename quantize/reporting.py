@@ -11,7 +11,7 @@ from typing import Any, Protocol, TextIO
 import msgspec
 
 from app.errors import PestleError
-from quantize.pipeline import Prepared, Result
+from quantize.pipeline import Output, Result
 
 FORMATS = ("human", "json", "quiet")
 
@@ -30,8 +30,8 @@ class Reporter(Protocol):
     def notes(self, lines: Sequence[str]) -> None:
         """Hear what people should know before the work begins."""
 
-    def plan(self, prepared: Prepared, out: Path) -> None:
-        """Hear what would be made."""
+    def plan(self, output: Output, out: Path) -> None:
+        """Hear what file would be made."""
 
     def done(self, result: Result) -> None:
         """Hear that the file is there."""
@@ -109,9 +109,9 @@ class HumanReporter:
             for line in lines:
                 print(f"note: {line}", file=self._err)
 
-    def plan(self, prepared: Prepared, out: Path) -> None:
+    def plan(self, output: Output, out: Path) -> None:
         """Print the table of types and the exact size."""
-        plan = prepared.plan
+        plan = output.plan
         print(f"{'type':<8}{'tensors':>8}{'weights':>16}{'bytes':>16}", file=self._out)
         for name, (tensors, weights, nbytes) in plan.by_type().items():
             print(f"{name:<8}{tensors:>8}{weights:>16,}{nbytes:>16,}", file=self._out)
@@ -156,13 +156,13 @@ class JsonReporter:
         for line in lines:
             self._write("note", message=line)
 
-    def plan(self, prepared: Prepared, out: Path) -> None:
+    def plan(self, output: Output, out: Path) -> None:
         """Write every tensor's type and size, and the file's."""
         tensors = [
             {"name": tensor.spec.name, "type": tensor.type_name, "shape": tensor.spec.shape, "bytes": tensor.nbytes}
-            for tensor in prepared.plan.tensors
+            for tensor in output.plan.tensors
         ]
-        self._write("plan", path=str(out), type=prepared.recipe.name, bytes=prepared.plan.file_size, tensors=tensors)
+        self._write("plan", path=str(out), type=output.recipe.name, bytes=output.plan.file_size, tensors=tensors)
 
     def done(self, result: Result) -> None:
         """Write where the file is, its size and the time it took."""

@@ -21,6 +21,10 @@ class Part:
     the rows keep their order. With it the stored rows come in groups of `group`, and of each the rows `take` are taken,
     in that order: a permutation within heads, or every other row. `columns` does the same with the weights of a row.
     `change` is applied to the numbers in f32, before they are rounded to any type.
+
+    With `stride`, the other way round: what is stored from there on are `width` lines of `stride` weights, and the rows
+    are its columns. With `scales`, the weights are MXFP4, two in a byte of the source; a byte of the tensor `scales` is
+    the exponent of 32. They are moved as they are.
     """
 
     source: str
@@ -31,6 +35,13 @@ class Part:
     take: NDArray[np.intp] | None = None
     columns: NDArray[np.intp] | None = None
     change: Change | None = None
+    stride: int = 0
+    scales: str | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the stored tensors that it comes from."""
+        return (self.source,) if self.scales is None else (self.source, self.scales)
 
     @property
     def unit(self) -> int:
@@ -55,6 +66,11 @@ class TensorSpec:
     parts: tuple[Part, ...] = ()
     data: bytes | None = None
     keep_f32: bool = False
+
+    @property
+    def stored_type(self) -> str | None:
+        """The type that its weights have in the checkpoint already, bit for bit; None if they are plain numbers."""
+        return "mxfp4" if any(part.scales for part in self.parts) else None
 
     @property
     def weights(self) -> int:

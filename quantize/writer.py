@@ -26,7 +26,7 @@ _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 
 
 class AtomicFile:
-    """A context manager: `write` everything in order, then `commit`; left without that, it leaves nothing behind."""
+    """A context manager: `write_at` every byte once, `check`, then `publish`; else it leaves nothing behind."""
 
     def __init__(self, target: Path, size: int) -> None:
         self._target = target
@@ -65,12 +65,13 @@ class AtomicFile:
             os.close(self._file)
             self._file = -1
 
-    def write(self, data: memoryview) -> None:
-        """Append bytes."""
+    def write_at(self, offset: int, data: memoryview) -> None:
+        """Put bytes where they belong; the order does not matter."""
         try:
             while data:
-                written = os.write(self._file, data)
+                written = os.pwrite(self._file, data, offset)
                 self._written += written
+                offset += written
                 data = data[written:]
         except OSError as error:
             raise self._storage_error(error) from error
@@ -79,13 +80,21 @@ class AtomicFile:
             self._sync = threading.Thread(target=self._sync_quietly, daemon=True)
             self._sync.start()
 
-    def commit(self, verify: Callable[[Path], None]) -> None:
-        """Bring the file to the disk, let `verify` look at it, and give it the target's name."""
+    def check(self, verify: Callable[[Path], None]) -> None:
+        """Bring the complete file to the disk and let `verify` look at it."""
         if self._part is None or self._written != self._size:
             raise AssertionError(f"{self._written} bytes were written, {self._size} were planned")
         try:
             os.fsync(self._file)
             verify(self._part)
+        except OSError as error:
+            raise self._storage_error(error) from error
+
+    def publish(self) -> None:
+        """Give the file that was checked the target's name."""
+        if self._part is None:
+            raise AssertionError("there is no file to publish")
+        try:
             self._part.replace(self._target)
             self._part = None
             _sync_folder(self._folder)
