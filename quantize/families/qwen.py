@@ -41,6 +41,8 @@ class Qwen2Model:
 
     architecture: str = "qwen2"
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"qwen2": _DEFAULTS}
+    head_norms: ClassVar[bool] = False
+    """Whether each head's queries and keys have norms: then heads have any size, and biases only if announced."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -84,8 +86,10 @@ class Qwen2Model:
         return map_tensors(self._source.folder, stored, self._wants(stored))
 
     def _head_size(self) -> int:
+        if _is_null(self._source, "head_dim"):
+            self._config.fields.pop("head_dim", None)  # to the config classes null is not the same as silence
         size = self._config.optional_count("head_dim") or self.hidden // self.heads
-        if size * self.heads != self.hidden:
+        if size * self.heads != self.hidden and not self.head_norms:
             raise CheckpointError(
                 f"{self._config.path}: {self.heads} heads of {size} do not make up hidden_size ({self.hidden}); "
                 f"llama.cpp's {self.architecture} needs that"
@@ -116,13 +120,15 @@ class Qwen2Model:
             bias = f"{source}.{letter}_proj.bias"
             yield Want(f"{target}.attn_{letter}.bias", bias, (rows,), optional=not self._biased())
         yield Want(f"{target}.attn_output.weight", f"{source}.o_proj.weight", (self.hidden, queries))
+        for letter in "qk" if self.head_norms else "":
+            yield Want(f"{target}.attn_{letter}_norm.weight", f"{source}.{letter}_norm.weight", (self.head_size,))
 
     def _feed_forward_wants(self, target: str, source: str, stored: Mapping[str, StoredTensor]) -> Iterator[Want]:
         del stored  # only experts are stored in more than one way
         yield from gated_wants(target, source, self.hidden, self._config.count("intermediate_size"))
 
     def _biased(self) -> bool:
-        return True
+        return bool(self._config.fields.get("attention_bias")) if self.head_norms else True
 
 
 class Qwen3Model(Qwen2Model):
@@ -130,6 +136,7 @@ class Qwen3Model(Qwen2Model):
 
     architecture = "qwen3"
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"qwen3": {**_DEFAULTS, "head_dim": 128}}
+    head_norms = True
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
@@ -141,22 +148,11 @@ class Qwen3Model(Qwen2Model):
         if self._rows:
             qwen_rerank.set_keys(keys, self.architecture)
 
-    def _head_size(self) -> int:
-        return head_size(self._source, self._config, self.hidden // self.heads)
-
     def _head_wants(self, prefix: str) -> Iterator[Want]:
         wants = super()._head_wants(prefix)
         return (
             self._rows.wants(wants, tied=bool(self._config.fields.get("tie_word_embeddings"))) if self._rows else wants
         )
-
-    def _attention_wants(self, target: str, source: str) -> Iterator[Want]:
-        yield from super()._attention_wants(target, source)
-        for letter in "qk":
-            yield Want(f"{target}.attn_{letter}_norm.weight", f"{source}.{letter}_norm.weight", (self.head_size,))
-
-    def _biased(self) -> bool:
-        return bool(self._config.fields.get("attention_bias"))
 
 
 def gated_wants(target: str, source: str, hidden: int, feed_forward: int, suffix: str = "") -> Iterator[Want]:
@@ -169,13 +165,6 @@ def gated_wants(target: str, source: str, hidden: int, feed_forward: int, suffix
         yield Want(f"{target}.ffn_{name}{suffix}.weight", f"{source}.{name}_proj.weight", shape)
 
 
-def head_size(source: Source, config: Config, quotient: int) -> int:
-    """Return Qwen3's head size: the config class's if config.json is silent, with a null there the quotient."""
-    if _is_null(source, "head_dim"):
-        config.fields.pop("head_dim", None)
-    return config.optional_count("head_dim") or quotient
-
-
 def _is_null(source: Source, name: str) -> bool:
-    """Tell whether config.json has this field and says null, which is not the same to the config classes as silence."""
+    """Tell whether config.json has this field and says null."""
     return source.config.get(name, ...) is None

@@ -67,8 +67,9 @@ def find_rows(source: Source) -> Rows | None:
     if not any(f"# {name}" in card or name in hint.lower() for name in _NAMES for hint in names):
         return None
     tokens = ((source.tokenizer or {}).get("model") or {}).get("vocab")
-    found = [tokens.get(word) if isinstance(tokens, dict) else None for word in ("yes", "no")]
-    if not all(type(token) is int and token >= 0 for token in found):
+    rows = [tokens.get(word) if isinstance(tokens, dict) else None for word in ("yes", "no")]
+    found = [token for token in rows if type(token) is int and token >= 0]
+    if len(found) != 2:
         raise TokenizerError(
             f"{source.folder / 'tokenizer.json'}: a reranker's vocabulary must have the words yes and no"
         )
