@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # tokenizer.ggml.token_type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 SPECIAL_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -48,12 +48,12 @@ class Vocabulary:
             model=model,
             pre=values.get("tokenizer.ggml.pre", "default"),
             tokens=values["tokenizer.ggml.tokens"],
-            types=[int(kind) for kind in values["tokenizer.ggml.token_type"]],
+            types=_types(values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]),
             merges=values.get("tokenizer.ggml.merges", []),
             scores=[float(score) for score in values.get("tokenizer.ggml.scores", [])],
             special=special,
             add_bos=bool(
-                values.get("tokenizer.ggml.add_bos_token", model == "llama" or "llama" in values["tokenizer.ggml.pre"])
+                values.get("tokenizer.ggml.add_bos_token", model == "llama" or "llama" in values.get("tokenizer.ggml.pre", ""))
             ),
             chat_template=values.get("tokenizer.chat_template"),
         )
@@ -75,7 +75,11 @@ class Vocabulary:
 def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, context_length: int) -> None:
     """Write tokenizer.json or tokenizer.model, tokenizer_config.json and special_tokens_map.json."""
     if vocabulary.model == "llama":
-        (folder / "tokenizer.model").write_bytes(_sentencepiece_model(vocabulary))
+        count = _piece_count(vocabulary)
+        (folder / "tokenizer.model").write_bytes(_sentencepiece_model(vocabulary, count))
+        added = {text: i for i, text in enumerate(vocabulary.tokens) if i >= count and vocabulary.types[i] != UNUSED}
+        if added:
+            write_json(folder / "added_tokens.json", added)
     else:
         write_json(folder / "tokenizer.json", _byte_level_bpe(vocabulary))
     special = {role: vocabulary.tokens[token] for role, token in vocabulary.special.items()}
@@ -166,14 +170,27 @@ def _bos_template(vocabulary: Vocabulary) -> dict[str, Any]:
     return {"type": "Sequence", "processors": [byte_level, template]}
 
 
-def _sentencepiece_model(vocabulary: Vocabulary) -> bytes:
+def _types(tokens: Sequence[str], types: Sequence[int]) -> list[int]:
+    # older files call the rows that no token has unknown
+    return [
+        UNUSED if text == f"[PAD{i}]" else int(kind) for i, (text, kind) in enumerate(zip(tokens, types, strict=True))
+    ]
+
+
+def _piece_count(vocabulary: Vocabulary) -> int:
+    """Return how many tokens tokenizer.model has: what comes after the last ordinary one was added later."""
+    return max(i for i, kind in enumerate(vocabulary.types) if kind in {NORMAL, BYTE}) + 1
+
+
+def _sentencepiece_model(vocabulary: Vocabulary, count: int) -> bytes:
     """Encode a ModelProto (field numbers of sentencepiece_model.proto), as Llama 2's tokenizer.model is one."""
+    kinds = [UNKNOWN, CONTROL, CONTROL, *vocabulary.types[3:count]]  # <unk>, <s> and </s>, whatever became of them
     pieces = b"".join(
         _field(1, _field(1, text.encode()) + _float(2, score) + (_number(3, kind) if kind != NORMAL else b""))
-        for text, score, kind in zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True)
+        for text, score, kind in zip(vocabulary.tokens, vocabulary.scores, kinds, strict=False)
     )
     bpe = 2
-    trainer = _number(3, bpe) + _number(4, len(vocabulary.tokens)) + _number(25, 1) + _number(35, 1)
+    trainer = _number(3, bpe) + _number(4, count) + _number(25, 1) + _number(35, 1)
     normalizer = _field(1, b"identity") + _number(3, 1) + _number(4, 0)  # a dummy prefix, and spaces are kept
     return pieces + _field(2, trainer) + _field(3, normalizer)
 
