@@ -70,8 +70,12 @@ def find_special_tokens(source: Source, vocabulary: int | None = None) -> Specia
             if text is not None:
                 matches = (token.get("id") for token in added if token.get("content") == text)
                 _set_id(found, kind, next(matches, None), vocabulary)
+    inner = source.config.get("text_config")
     for kind in found.kinds:
-        _set_id(found, kind, source.config.get(f"{kind}_token_id"), vocabulary)
+        token = source.config.get(f"{kind}_token_id")
+        if token is None and isinstance(inner, dict):
+            token = inner.get(f"{kind}_token_id")
+        _set_id(found, kind, token, vocabulary)
     return found
 
 

@@ -49,7 +49,7 @@ def set_common_keys(keys: KeyTable, architecture: str, config: Config, file_type
     for key, names in _EPSILONS:
         if name := config.first(*names):
             keys.f32(f"{architecture}.{key}", config.number(name))
-    _check_limits(config, blocks)
+    check_limits(config, blocks)
     _set_sizes(keys, architecture, config, _EXPERTS)
     if name := config.first(*_SCORE_FIELDS):
         score = config.fields[name]
@@ -62,7 +62,7 @@ def set_common_keys(keys: KeyTable, architecture: str, config: Config, file_type
     keys.u32("general.file_type", file_type)
 
 
-def _check_limits(config: Config, blocks: int) -> None:
+def check_limits(config: Config, blocks: int) -> None:
     """Refuse what makes llama.cpp end the process."""
     if blocks > _MOST_BLOCKS:
         raise CheckpointError(f"{config.path}: {blocks} layers; llama.cpp takes at most {_MOST_BLOCKS}")

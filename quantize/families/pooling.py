@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import PurePosixPath
-from typing import Any
 
 from app.errors import CheckpointError
 from quantize.families.config import Config
@@ -18,12 +17,18 @@ _SWITCHES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"
 def set_pooling(keys: KeyTable, architecture: str, config: Config, source: Source) -> None:
     """Set the pooling of the embeddings, and that of the classification head if config.json names one.
 
-    A checkpoint without modules.json has no pooling of its own. Raises `CheckpointError` for a pooling that llama.cpp
-    does not have, and for files that are damaged or missing.
+    A checkpoint without modules.json has no pooling of its own. Dense layers after the pooling are named and left out.
+    Raises `CheckpointError` for a pooling that llama.cpp does not have, and for files that are damaged or missing.
     """
-    folder = _pooling_folder(source)
+    modules = _modules(source)
+    folder = next((path for path, kind in modules if kind.endswith("Pooling")), None)
     if folder is not None:
         keys.u32(f"{architecture}.pooling_type", _MODES[_mode(source, f"{folder}/config.json")])
+    source.notes.extend(
+        f"left out: {path} (sentence-transformers' layer after the pooling, which upstream leaves out by default)"
+        for path, kind in modules
+        if kind.endswith("Dense")
+    )
     head = config.fields.get("classifier_pooling")
     if head is not None:
         if head not in {"mean", "cls"}:
@@ -31,20 +36,19 @@ def set_pooling(keys: KeyTable, architecture: str, config: Config, source: Sourc
         keys.u32(f"{architecture}.classifier.pooling_type", _MODES[head])
 
 
-def _pooling_folder(source: Source) -> PurePosixPath | None:
+def _modules(source: Source) -> list[tuple[PurePosixPath, str]]:
+    """Return folder and type of each module of sentence-transformers."""
     path, content = source.folder / "modules.json", source.read_bytes("modules.json")
     if content is None:
-        return None
+        return []
     try:
-        modules: Any = json.loads(content)
-        folders = [PurePosixPath(module["path"]) for module in modules if module["type"].endswith("Pooling")]
+        modules = [(PurePosixPath(module["path"]), str(module["type"])) for module in json.loads(content)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a list of modules with type and path: {error!r}") from error
-    if not folders:
-        return None
-    if folders[0].is_absolute() or ".." in folders[0].parts:
-        raise CheckpointError(f"{path}: {str(folders[0])!r} is not a folder inside of the model's")
-    return folders[0]
+    for folder, _ in modules:
+        if folder.is_absolute() or ".." in folder.parts:
+            raise CheckpointError(f"{path}: {str(folder)!r} is not a folder inside of the model's")
+    return modules
 
 
 def _mode(source: Source, name: str) -> str:
