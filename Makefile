@@ -34,7 +34,7 @@ serve: $(RUNTIME) ## chat with the default model, or MODEL=<folder or GGUF> TYPE
 	  if [ -z "$$model" ]; then model=$$($(PYTHON) scripts/rebuild_default_checkpoint.py); fi; \
 	  exec $(PESTLE) serve --model-path "$$model" $(if $(TYPE),--quantization $(TYPE)) $(if $(PORT),--port $(PORT))
 
-quantize: $(RUNTIME) ## grind MODEL=<folder> into one GGUF: TYPE=q8_0|q4_0|q4_k_m|f16|bf16 OUT=<file>
+quantize: $(RUNTIME) ## grind MODEL=<folder> into a GGUF: TYPE=q4_k_m OUT=<file>; several: TYPE=q8_0,q4_k_m OUT=<folder>
 	@[ -n "$(MODEL)" ] || { echo "say which: make quantize MODEL=<folder of safetensors> [TYPE=q4_k_m] [OUT=model.gguf]" >&2; exit 2; }
 	@$(PESTLE) quantize "$(MODEL)" --type $(or $(TYPE),q8_0) $(if $(OUT),--out "$(OUT)")
 
