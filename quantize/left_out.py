@@ -17,7 +17,7 @@ def left_out(stored: Mapping[str, StoredTensor], specs: Iterable[TensorSpec]) ->
 
     A part is what the names begin with, without a leading `model.`: `vision_tower`, `lm_head`, `layers.48`.
     """
-    used = {part.source for spec in specs for part in spec.parts}
+    used = {name for spec in specs for part in spec.parts for name in part.sources}
     parts: dict[str, list[StoredTensor]] = {}
     for name, tensor in stored.items():
         if name not in used and not name.endswith(NOT_WEIGHTS):

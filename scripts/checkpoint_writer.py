@@ -21,25 +21,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "U8": 1}
 TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor to write: `values()` returns it as float32 of `shape`, when its turn comes."""
+    """One tensor to write: `values()` returns it as float32 of `shape`, when its turn comes.
+
+    One with a `dtype` has it whatever the others have; U8 is written as it is.
+    """
 
     name: str
     shape: tuple[int, ...]
     values: Callable[[], np.ndarray[Any, Any]]
+    dtype: str | None = None
 
     def nbytes(self, dtype: str) -> int:
         """Return its size in the file."""
-        return prod(self.shape) * DTYPE_BYTES[dtype]
+        return prod(self.shape) * DTYPE_BYTES[self.dtype or dtype]
 
 
 def encode(values: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
-    """Round float32 values to the nearest (ties to even) of BF16, F16 or F32; finite values only."""
+    """Round float32 values to the nearest (ties to even) of BF16, F16 or F32; finite values only. U8 is U8."""
+    if dtype == "U8":
+        return np.ascontiguousarray(values, dtype=np.uint8)
     if dtype == "F32":
         return np.ascontiguousarray(values, dtype="<f4")
     if dtype == "F16":
@@ -57,7 +63,8 @@ def write_safetensors(
     offset = 0
     for tensor in tensors:
         size = tensor.nbytes(dtype)
-        header[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        entry = {"dtype": tensor.dtype or dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        header[tensor.name] = entry
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -67,7 +74,7 @@ def write_safetensors(
             values = tensor.values()
             if values.shape != tensor.shape:
                 raise ValueError(f"{tensor.name}: {values.shape} produced, {tensor.shape} announced")
-            file.write(encode(values, dtype).data)
+            file.write(encode(values, tensor.dtype or dtype).data)
             yield tensor
         file.flush()
         os.fsync(file.fileno())

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from checkpoint_vocabulary import write_tokenizer
 from checkpoint_writer import Tensor, whole_folder, write_json, write_shards
 from random_checkpoint import random_values, vocabulary_of_checkpoint, vocabulary_of_gguf
@@ -59,7 +60,8 @@ def write_family(out: Path, name: str, upstream: Upstream) -> None:
         write_json(folder / "config.json", config)
         if hasattr(family, "tensors"):
             shapes = family.tensors(config)
-            tensors = [Tensor(tensor, shape, random_values(tensor, shape, 0)) for tensor, shape in shapes.items()]
+            ranges = getattr(family, "BYTES", {})
+            tensors = [_tensor(tensor, shape, ranges) for tensor, shape in shapes.items()]
             for _ in write_shards(folder, sorted(tensors, key=lambda tensor: tensor.name), "BF16", 1):
                 pass
         else:
@@ -71,6 +73,14 @@ def write_family(out: Path, name: str, upstream: Upstream) -> None:
         for path, content in getattr(family, "FILES", {}).items():
             (folder / path).parent.mkdir(exist_ok=True)
             write_json(folder / path, content)
+
+
+def _tensor(name: str, shape: tuple[int, ...], ranges: dict[str, tuple[int, int]]) -> Tensor:
+    limits = next((limits for suffix, limits in ranges.items() if name.endswith(suffix)), None)
+    if limits is None:
+        return Tensor(name, shape, random_values(name, shape, 0))
+    random = np.random.default_rng([*name.encode()])
+    return Tensor(name, shape, lambda: random.integers(*limits, shape, dtype=np.uint8, endpoint=True), "U8")
 
 
 def _vocabulary(name: str | None, upstream: Upstream) -> Vocabulary:

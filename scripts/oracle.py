@@ -43,7 +43,7 @@ class Case:
     """A checkpoint to compare: how it is made, and the pre-tokenizer's name if upstream needs it.
 
     A `shape` of random_checkpoint.py, or a `family` of checkpoint_families; `quantized` by a method of
-    quantized_checkpoint.py.
+    quantized_checkpoint.py. `types` are those that upstream can make of it, if not all.
     """
 
     what: str
@@ -53,6 +53,7 @@ class Case:
     flags: tuple[str, ...] = ()
     pre_tokenizer: str | None = None
     quantized: str = ""
+    types: tuple[str, ...] = ()
 
 
 CASES = {
@@ -81,7 +82,7 @@ CASES = {
 
 def _family_case(name: str) -> Case:
     family = importlib.import_module(f"checkpoint_families.{name}")
-    return Case(family.WHAT, family=name, pre_tokenizer=family.PRE)
+    return Case(family.WHAT, family=name, pre_tokenizer=family.PRE, types=getattr(family, "TYPES", ()))
 
 
 CASES |= {f"tiny-{name}": _family_case(name) for name in FAMILIES}
@@ -140,7 +141,7 @@ def compare_all(
         intermediate = work / f"{name}.upstream.intermediate.gguf"
         if set(types) - set(CONVERTED_TYPES):
             upstream.run(upstream.convert_command(checkpoint, intermediate, pre_tokenizer=case.pre_tokenizer))
-        for type_name in types:
+        for type_name in [name for name in types if not case.types or name in case.types]:
             theirs, ours = (work / f"{name}.{side}.{type_name}.gguf" for side in ("upstream", "pestle"))
             if type_name in CONVERTED_TYPES:
                 command = upstream.convert_command(

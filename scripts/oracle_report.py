@@ -73,7 +73,9 @@ def matrix(results: Results, types: list[str]) -> list[str]:
     """Return the lines of a Markdown table: a row for each checkpoint, a column for each type."""
     names = list(dict.fromkeys(name for name, _ in results))
     lines = [f"| checkpoint | {' | '.join(types)} |", f"|---|{'---|' * len(types)}"]
-    lines += [f"| {name} | {' | '.join(verdict(results[name, type_name]) for type_name in types)} |" for name in names]
+    for name in names:
+        cells = [verdict(results[name, kind]) if (name, kind) in results else "not made" for kind in types]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

@@ -25,7 +25,8 @@ class Want:
     sources their stack. What is taken of each source, in rows of the target's width, say `start`, `group`, `take`,
     `columns` and `change`: see `Part`. With several, `start` may say one for each, and a source may come up again. An
     `optional` one may be missing as a whole. `after` names more stored tensors that upstream reads before it writes
-    this one.
+    this one. `scales` names the tensor with the exponents of a source whose weights are MXFP4, of shape (...,
+    blocks, 16). `parts` says it all, where these words don't suffice.
     """
 
     target: str
@@ -39,11 +40,14 @@ class Want:
     change: Change | None = None
     optional: bool = False
     after: tuple[str, ...] = ()
+    scales: str | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The stored tensors' names."""
-        return (self.sources,) if isinstance(self.sources, str) else self.sources
+        names = (self.sources,) if isinstance(self.sources, str) else self.sources
+        return names if self.scales is None else (*names, self.scales)
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -55,14 +59,19 @@ class Want:
     def spec(self) -> TensorSpec:
         """Return what the pipeline needs to make it."""
         shape = self.target_shape
+        return TensorSpec(self.target, shape, self._parts(shape), keep_f32=always_f32(self.target, len(shape)))
+
+    def _parts(self, shape: tuple[int, ...]) -> tuple[Part, ...]:
+        if self.parts:
+            return self.parts
+        names = (self.sources,) if isinstance(self.sources, str) else self.sources
         width = 1 if len(shape) == 1 and self.take is not None else shape[-1]
-        rows = math.prod(shape) // width // len(self.names)
-        starts = self.start if isinstance(self.start, tuple) else (self.start,) * len(self.names)
-        parts = tuple(
-            Part(name, rows, width, start, self.group, self.take, self.columns, self.change)
-            for name, start in zip(self.names, starts, strict=True)
+        rows = math.prod(shape) // width // len(names)
+        starts = self.start if isinstance(self.start, tuple) else (self.start,) * len(names)
+        return tuple(
+            Part(name, rows, width, start, self.group, self.take, self.columns, self.change, scales=self.scales)
+            for name, start in zip(names, starts, strict=True)
         )
-        return TensorSpec(self.target, shape, parts, keep_f32=always_f32(self.target, len(shape)))
 
 
 def map_tensors(
@@ -86,20 +95,21 @@ def map_tensors(
         raise CheckpointError(f"{folder}: tensors that such a model does not have: {_some(unexpected)}")
     for want in found:
         for name in want.names:
-            _check(stored[name], want.stored)
+            shape = want.stored[:-1] if name == want.scales else want.stored
+            _check(stored[name], shape, tuple(DTYPE_BYTES) if want.scales is None else ("U8",))
     place = {name: index for index, name in enumerate(stored)}
     found.sort(key=lambda want: max(place[name] for name in (*want.names, *want.after) if name in place))
     return [want.spec() for want in found]
 
 
-def _check(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+def _check(tensor: StoredTensor, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
     if tensor.shape != shape:
         raise CheckpointError(
             f"{tensor.shard}: the tensor {tensor.name!r} has shape {tensor.shape}; config.json asks for {shape}"
         )
-    if tensor.dtype not in DTYPE_BYTES:
+    if tensor.dtype not in dtypes:
         raise CheckpointError(
-            f"{tensor.shard}: the tensor {tensor.name!r} is {tensor.dtype}; {', '.join(DTYPE_BYTES)} are read"
+            f"{tensor.shard}: the tensor {tensor.name!r} is {tensor.dtype}; read here: {', '.join(dtypes)}"
         )
 
 
