@@ -52,6 +52,7 @@ SPLITTERS: dict[str, Splitter] = {
     "refact": Splitter(_DIGITS),
     "command-r": Splitter(_DIGITS, normalizer=_NFC),
     "gpt-2": Splitter(_byte_level(use_regex=True)),
+    "modern-bert": Splitter(_byte_level(use_regex=True), normalizer=_NFC),
     "qwen2": Splitter(_by_regex(QWEN2_REGEX), normalizer=_NFC, specials_outside=True),
     "qwen35": Splitter(_by_regex(QWEN35_REGEX), normalizer=_NFC, specials_outside=True),
 }
