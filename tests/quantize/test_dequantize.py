@@ -1,0 +1,270 @@
+"""Quantized checkpoints are read as the numbers that they stand for, to the last bit; what cannot be read says why."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.errors import CheckpointError
+from quantize import dequantize, kernels
+from quantize.checkpoint import Checkpoint, DecodedTensor
+from quantize.dequantize import gptq
+from quantize.dequantize.values import table_of
+from quantize.pipeline import prepare, quantize, run
+from quantize.source import open_source
+from tests.quantize.checkpoints import write_raw_safetensors
+from tests.quantize.quantized import E4M3, E5M2, METHODS, Array, make_quantized
+
+Make = Callable[[str], tuple[Path, dict[str, Array]]]
+
+
+class Counting(Checkpoint):
+    """A checkpoint that counts the bytes that are read."""
+
+    read = 0
+
+    def read_into(self, tensor: Any, offset: int, buffer: memoryview) -> None:
+        if not isinstance(tensor, DecodedTensor):
+            self.read += len(buffer)
+        super().read_into(tensor, offset, buffer)
+
+
+def opened(folder: Path) -> Counting:
+    checkpoint = Counting.open(folder)
+    dequantize.decode(checkpoint, open_source(folder))
+    assert isinstance(checkpoint, Counting)
+    return checkpoint
+
+
+def bits_of(checkpoint: Checkpoint, name: str) -> Array:
+    """Return a whole tensor's F32 bits."""
+    tensor = checkpoint.tensors[name]
+    out = np.empty(tensor.shape, dtype=np.float32)
+    checkpoint.read_into(tensor, 0, out.reshape(-1).view(np.uint8).data)
+    return out.view(np.uint32)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Return a function from a method to its folder, made once, and its weights. Tests don't change these."""
+
+    @functools.cache
+    def make(method: str) -> tuple[Path, dict[str, Array]]:
+        folder = tmp_path_factory.mktemp("quantized") / "Tiny"
+        return folder, make_quantized(folder, method)
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_number_is_the_exact_product_rounded_once(method: str, made: Make) -> None:
+    folder, weights = made(method)
+    with opened(folder) as checkpoint:
+        assert set(checkpoint.tensors) == set(Checkpoint.open(folder.parent / "plain" / "Tiny").tensors)
+        for name, exact in weights.items():
+            assert checkpoint.tensors[name].dtype == "F32"
+            assert checkpoint.tensors[name].shape == exact.shape
+            assert np.array_equal(bits_of(checkpoint, name), exact.astype(np.float32).view(np.uint32)), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_piece_on_any_thread(method: str, made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "_BAND_BYTES", 1 << 12)
+    folder, weights = made(method)
+    random = np.random.default_rng(0)
+    pieces = []
+    for name in list(weights)[:7]:
+        size = weights[name].size
+        cuts = sorted({0, size, *random.integers(0, size, 7).tolist(), weights[name].shape[1]})
+        pieces += [(name, first, last) for first, last in itertools.pairwise(cuts)]
+    random.shuffle(pieces)
+
+    def read(piece: tuple[str, int, int]) -> Array:
+        out = np.empty(piece[2] - piece[1], dtype=np.float32)
+        checkpoint.read_into(checkpoint.tensors[piece[0]], 4 * piece[1], out.view(np.uint8).data)
+        return out
+
+    with opened(folder) as checkpoint, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for (name, first, last), found in zip(pieces, pool.map(read, pieces), strict=True):
+            expected = weights[name].astype(np.float32).ravel()[first:last]
+            assert np.array_equal(found.view(np.uint32), expected.view(np.uint32)), (name, first, last)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_file_is_that_of_the_plain_checkpoint(
+    method: str, made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "SLAB_WEIGHTS", 1 << 12)
+    folder, _ = made(method)
+    quantize(folder, "q8_0", tmp_path / "ours.gguf", threads=3)
+    quantize(folder.parent / "plain" / "Tiny", "q8_0", tmp_path / "plain.gguf", threads=3)
+    assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+
+
+def test_progress_counts_what_is_stored(made: Make, tmp_path: Path) -> None:
+    folder, _ = made("packed int4 zeros")
+    prepared = prepare(folder, "q8_0")
+    steps: list[tuple[int, int]] = []
+    run(prepared, tmp_path / "out.gguf", progress=lambda *step: steps.append(step))
+    stored = sum(tensor.nbytes for tensor in Checkpoint.open(folder).tensors.values())
+    assert steps[-1] == (stored, stored)
+
+
+@pytest.mark.parametrize("method", ["gptq 4", "gptq 4 shuffled", "gptq 2"])
+def test_bands_are_read_once(method: str, made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "_BAND_BYTES", 1 << 10)
+    folder, _ = made(method)
+    with opened(folder) as checkpoint, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for tensor in checkpoint.tensors.values():
+            if isinstance(tensor, DecodedTensor):
+                before, rows, width = checkpoint.read, *tensor.shape
+                spaces = [np.empty(4 * width, dtype=np.uint8) for _ in range(rows)]
+                places = (4 * width * row for row in range(rows))
+                list(pool.map(checkpoint.read_into, itertools.repeat(tensor), places, (each.data for each in spaces)))
+                bands = -(-rows // tensor.decoder.band_rows)  # type: ignore[attr-defined]
+                assert bands > 1
+                orders = 4 * width * (bands - 1)  # g_idx is read with each band
+                assert checkpoint.read - before <= tensor.nbytes + orders
+
+
+def test_kept_bands_are_bounded() -> None:
+    band = gptq.Band(*(np.zeros((4, 8), dtype) for dtype in (np.uint32, np.float32, np.float32)), 2)
+    bands = gptq.Bands(limit=3 * band.nbytes)
+    reads: list[int] = []
+    for key in (0, 1, 2, 0, 3, 0, 1):
+        bands.get(key, lambda key=key: reads.append(key) or band)  # type: ignore[misc]
+    assert reads == [0, 1, 2, 3, 1]  # 1 was used longest ago when 3 came
+    with pytest.raises(ZeroDivisionError):
+        bands.get(9, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
+    assert bands.get(9, lambda: band) is band
+
+
+def test_tables() -> None:
+    codes = np.arange(256)
+    for dtype, exact, bad in (("F8_E4M3", E4M3, (codes & 0x7F) == 0x7F), ("F8_E5M2", E5M2, (codes & 0x7C) == 0x7C)):
+        found = table_of(dtype)
+        assert np.array_equal(found[~bad].view(np.uint32), exact[~bad].astype(np.float32).view(np.uint32))
+        assert not np.isfinite(found[bad]).any()
+    powers = table_of("F8_E8M0")
+    assert [float(powers[code]) for code in (0, 127, 254)] == [2.0**-127, 1.0, 2.0**127]
+    assert np.isnan(powers[255])
+
+
+def settings(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] |= changes
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def groups(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"]["config_groups"]["group_0"]["weights"] |= changes
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def tensor(name: str, *, gone: bool = False, data: bytes = b"", **changes: Any) -> Callable[[Path], None]:
+    """Change a layer's tensor: its entry in the header, the first bytes of its content, or its being there."""
+
+    def change(folder: Path) -> None:
+        shard = folder / "model.safetensors"
+        content = bytearray(shard.read_bytes())
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        found = f"model.layers.0.{name}"
+        entry = header.pop(found)
+        begin = start + entry["data_offsets"][0]
+        content[begin : begin + len(data)] = data
+        header[found.rpartition(".")[0] + ".gone" if gone else found] = entry | changes
+        write_raw_safetensors(shard, header, bytes(content[start:]))
+
+    return change
+
+
+UP, INF, NAN = "mlp.up_proj", np.float32(np.inf).tobytes(), np.float32(np.nan).tobytes()
+BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "AWQ": ("gptq 4", settings(quant_method="awq"), "AWQ packs .*give the revision of the model that is not quantized"),
+    "bitsandbytes": ("gptq 4", settings(quant_method="bitsandbytes"), "bitsandbytes .*not quantized"),
+    "unknown": ("gptq 4", settings(quant_method="quip#"), "`quant_method` 'quip#' is not read; .*gptq"),
+    "no method": ("gptq 4", settings(quant_method=None), "`quant_method` None is not read"),
+    "3 bits": ("gptq 4", settings(bits=3), "bits is 3; of GPTQ's, 2, 4, 8 are read"),
+    "marlin": ("gptq 4", settings(checkpoint_format="marlin"), "checkpoint_format is 'marlin'"),
+    "no qzeros": ("gptq 4", tensor(f"{UP}.qzeros", gone=True), rf"{UP}.qzeros' is missing; 'model.*qweight' belongs"),
+    "GPTQ shapes": ("gptq 4", tensor(f"{UP}.scales", shape=[4, 96]), rf"{UP}.scales' is F16 of shape \(4, 96\)"),
+    "GPTQ scale": ("gptq 4", tensor(f"{UP}.scales", data=b"\0\x7c"), rf"{UP}.scales' holds NaN or infinite"),
+    "GPTQ groups": ("gptq 4", tensor(f"{UP}.g_idx", data=b"\2\0\0\0"), rf"{UP}.g_idx' names groups from 0 to 2; .* 2"),
+    "GPTQ group < 0": ("gptq 4", tensor(f"{UP}.g_idx", data=b"\xff" * 4), rf"{UP}.g_idx' names groups from -1 to"),
+    "nvfp4": ("packed int4", settings(format="nvfp4-pack-quantized"), "the format 'nvfp4-pack-quantized' is not read"),
+    "no groups": ("packed int4", settings(config_groups=None), "config_groups is None"),
+    "group size": ("packed int4", groups(group_size="x"), "group_size is 'x'"),
+    "other group size": ("packed int4", groups(group_size=64), "weight_packed' .* fits none of config.json's groups"),
+    "bits of levels": ("packed int4", groups(num_bits=40), "num_bits is 40; 1 to 8"),
+    "transformed": ("packed int4", settings(transform_config={"config_groups": {"R1": {}}}), "transformed or sparse"),
+    "sparse": ("packed int4", settings(sparsity_config={"format": "sparse-24-bitmask"}), "transformed or sparse"),
+    "other shape": (
+        "packed int4",
+        tensor(f"{UP}.weight_shape", data=b"\1\0\0\0"),
+        rf"{UP}.weight_shape' says \(1, 128",
+    ),
+    "order": (
+        "packed int4 shuffled",
+        tensor(f"{UP}.weight_g_idx", data=b"\x09\0\0\0"),
+        r"names groups from 0 to 9; .* 4",
+    ),
+    "no scale": ("packed int4", tensor(f"{UP}.weight_scale", gone=True), rf"{UP}.weight_scale' is missing"),
+    "no fp8 scale": (
+        "fp8 blocks",
+        tensor(f"{UP}.weight_scale_inv", gone=True),
+        rf"{UP}.weight' is F8_E4M3, but has no",
+    ),
+    "fp8 blocks": ("fp8 blocks", settings(weight_block_size=[48, 40]), r"weight_scale_inv' has the shape .*\(48, 40\)"),
+    "fp8 block": ("fp8 blocks", settings(weight_block_size=128), "weight_block_size is 128; two positive sizes"),
+    "fp8 scale": (
+        "fp8 blocks",
+        tensor(f"{UP}.weight_scale_inv", data=INF),
+        rf"{UP}.weight_scale_inv' holds NaN or inf",
+    ),
+    "fp8 weight": ("fp8 blocks", tensor(f"{UP}.weight", data=b"\x7f"), rf"{UP}.weight' holds NaN or infinite weights"),
+    "modelopt": ("modelopt fp8", settings(quant_algo="NVFP4"), "quant_algo is 'NVFP4'; of modelopt's, FP8 is read"),
+    "mxfp4 shapes": ("mxfp4", tensor(f"{UP}.weight_scale", shape=[96, 8]), rf"{UP}.weight_packed' .* is not MXFP4"),
+    "mxfp4 scale": ("mxfp4", tensor(f"{UP}.weight_scale", data=b"\xff"), rf"{UP}.weight_scale' holds NaN or infinite"),
+    "not an object": ("gptq 4", lambda folder: _set(folder, ["gptq"]), r"quantization_config is \['gptq'\]"),
+}
+
+
+def _set(folder: Path, value: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": value}))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str, made: Make, tmp_path: Path) -> None:
+    method, damage, message = BAD[case]
+    shutil.copytree(made(method)[0], tmp_path / "Tiny")
+    damage(tmp_path / "Tiny")
+    with pytest.raises(CheckpointError, match=message):
+        quantize(tmp_path / "Tiny", "q8_0", tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_settings_without_quantized_weights_change_nothing(made: Make, tmp_path: Path) -> None:
+    plain = tmp_path / "Tiny"
+    shutil.copytree(made("fp8 blocks")[0].parent / "plain" / "Tiny", plain)
+    quantize(plain, "q8_0", tmp_path / "before.gguf")
+    _set(plain, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    quantize(plain, "q8_0", tmp_path / "after.gguf")
+    assert (tmp_path / "before.gguf").read_bytes() == (tmp_path / "after.gguf").read_bytes()
