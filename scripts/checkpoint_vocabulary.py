@@ -43,18 +43,16 @@ class Vocabulary:
             for role, key in ((r, f"tokenizer.ggml.{n}_token_id") for r, n in SPECIAL_ROLES.items())
             if key in values
         }
-        model = values["tokenizer.ggml.model"]
+        model, pre = values["tokenizer.ggml.model"], values.get("tokenizer.ggml.pre", "default")
         return cls(
             model=model,
-            pre=values.get("tokenizer.ggml.pre", "default"),
+            pre=pre,
             tokens=values["tokenizer.ggml.tokens"],
             types=_types(values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]),
             merges=values.get("tokenizer.ggml.merges", []),
             scores=[float(score) for score in values.get("tokenizer.ggml.scores", [])],
             special=special,
-            add_bos=bool(
-                values.get("tokenizer.ggml.add_bos_token", model == "llama" or "llama" in values.get("tokenizer.ggml.pre", ""))
-            ),
+            add_bos=bool(values.get("tokenizer.ggml.add_bos_token", model == "llama" or "llama" in pre)),
             chat_template=values.get("tokenizer.chat_template"),
         )
 
