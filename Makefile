@@ -50,6 +50,7 @@ check: $(DEV) ## formatting, lint, types and the floors of the house
 oracle: $(DEV) ## compare every byte with upstream's converter and quantizer (own environment with torch)
 	@$(PYTHON) scripts/oracle.py
 	@$(PYTHON) scripts/oracle_variants.py
+	@$(PYTHON) scripts/oracle_snapshots.py
 
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
 	@$(PYTHON) scripts/bench_quantize.py

@@ -108,14 +108,23 @@ class Upstream:
 
 def find_upstream() -> Upstream:
     """Return upstream's programs; downloads and installs what the variables do not name."""
-    folder = cache_folder(ServeSettings(cache_dir=os.environ.get("LLM_CACHE_DIR", ""))) / "oracle"
-    llama_cpp = Path(os.environ.get("PESTLE_LLAMA_CPP") or _source(folder))
-    if not (llama_cpp / "convert_hf_to_gguf.py").is_file():
-        raise UpstreamError(f"PESTLE_LLAMA_CPP: no convert_hf_to_gguf.py in {llama_cpp}")
-    python = Path(os.environ.get("PESTLE_ORACLE_PYTHON") or _environment(folder))
+    llama_cpp = find_source()
+    python = Path(os.environ.get("PESTLE_ORACLE_PYTHON") or _environment(_folder()))
     if not python.is_file():
         raise UpstreamError(f"PESTLE_ORACLE_PYTHON: no such file: {python}")
     return Upstream(python, llama_cpp)
+
+
+def find_source() -> Path:
+    """Return llama.cpp's source folder; downloads it if no variable names it."""
+    llama_cpp = Path(os.environ.get("PESTLE_LLAMA_CPP") or _source(_folder()))
+    if not (llama_cpp / "convert_hf_to_gguf.py").is_file():
+        raise UpstreamError(f"PESTLE_LLAMA_CPP: no convert_hf_to_gguf.py in {llama_cpp}")
+    return llama_cpp
+
+
+def _folder() -> Path:
+    return cache_folder(ServeSettings(cache_dir=os.environ.get("LLM_CACHE_DIR", ""))) / "oracle"
 
 
 def _source(folder: Path) -> Path:
