@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from app.models.gguf import Header
 
+LAST_PLACE = ", by one unit in the last place"
+
 
 @dataclass
 class Comparison:
@@ -97,6 +99,10 @@ def _compare_tensors(left: Header, right: Header, result: Comparison) -> None:
             result.tensors[name] = (
                 f"{a.type_name}: {int((~same).sum())} of {a.nbytes} bytes, first at {int(same.argmin())}"
             )
+            if a.type_name == "f32":
+                raw = left_bytes[start : start + a.nbytes], right_bytes[expected_start : expected_start + b.nbytes]
+                units = np.abs(np.subtract(*(np.frombuffer(part.tobytes(), np.int32).astype(np.int64) for part in raw)))
+                result.tensors[name] += LAST_PLACE if units.max() == 1 else ""
     if list(ours) != list(theirs) and set(ours) == set(theirs):
         first, expected = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
         result.layout.append(f"tensors in another order: first {first}; upstream: {expected}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from upstream import Upstream
 
 Results = dict[tuple[str, str], "Comparison"]
+Explain = Callable[[str, str], str | None]
 
 PAGE = """# The oracle: byte for byte what upstream makes
 
@@ -83,7 +85,7 @@ def report(
     results: Results,
     types: list[str],
     descriptions: Mapping[str, str],
-    explained: Mapping[str, str],
+    explain: Explain,
     upstream: Upstream,
 ) -> str:
     """Return the whole page."""
@@ -92,7 +94,7 @@ def report(
         count=len(results),
         matrix="\n".join(matrix(results, types)),
         checkpoints="\n".join(f"- `{name}`: {what}." for name, what in descriptions.items()),
-        differences="\n".join(_differences(results, explained) or ["None."]),
+        differences="\n".join(_differences(results, explain) or ["None."]),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         system=f"{platform.system()} {platform.machine()}",
         processor=processor(),
@@ -104,12 +106,14 @@ def report(
     )
 
 
-def _differences(results: Results, explained: Mapping[str, str]) -> list[str]:
+def _differences(results: Results, explain: Explain) -> list[str]:
     lines = []
     for (name, type_name), result in results.items():
         for what, difference in {**result.keys, **result.tensors}.items():
-            lines.append(f"- {name}, {type_name}: `{what}`: {difference}. {explained.get(what, 'Not explained yet')}.")
-        lines += [f"- {name}, {type_name}: {difference}. Not explained yet." for difference in result.layout]
+            lines.append(
+                f"- {name}, {type_name}: `{what}`: {difference}: {explain(what, difference) or 'not explained'}."
+            )
+        lines += [f"- {name}, {type_name}: {difference}: not explained." for difference in result.layout]
     return lines
 
 
