@@ -53,6 +53,8 @@ ARCHITECTURES: dict[str, str] = {
     "ModernBertModel": "modern_bert",
     "ModernBertForMaskedLM": "modern_bert",
     "ModernBertForSequenceClassification": "modern_bert",
+    "XLMRobertaModel": "xlm_roberta",
+    "XLMRobertaForSequenceClassification": "xlm_roberta",
 }
 
 

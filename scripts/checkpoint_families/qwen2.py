@@ -1,7 +1,7 @@
 """Qwen2.5, small: tied embeddings, biases for queries, keys and values, YaRN; fields left to the config class."""
 
 WHAT = "Qwen2.5: biases, tied, YaRN, fields left out of config.json"
-VOCABULARY = None
+VOCABULARY = "qwen2"
 PRE = None
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],

@@ -1,7 +1,7 @@
 """Qwen2 MoE, small: experts stored one by one, a shared expert with its gate."""
 
 WHAT = "Qwen2 MoE: experts one by one, a shared expert, biases"
-VOCABULARY = None
+VOCABULARY = "qwen2"
 PRE = None
 CONFIG = {
     "architectures": ["Qwen2MoeForCausalLM"],

@@ -1,7 +1,7 @@
 """Qwen3, small: norms for each head's queries and keys, heads wider than hidden / heads, a head of its own."""
 
 WHAT = "Qwen3: norms of queries and keys, heads wider than hidden / heads, untied"
-VOCABULARY = None
+VOCABULARY = "qwen2"
 PRE = None
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],

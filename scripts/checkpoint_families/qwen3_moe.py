@@ -1,7 +1,7 @@
 """Qwen3 MoE, small: more experts than digits, so that their names are not in the order of their numbers; tied."""
 
 WHAT = "Qwen3 MoE: experts one by one, norms of queries and keys, tied"
-VOCABULARY = None
+VOCABULARY = "qwen2"
 PRE = None
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"],
