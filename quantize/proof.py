@@ -1,0 +1,233 @@
+"""Proves that llama.cpp will read text with the new file as the model's own tokenizer does.
+
+A wrong vocabulary can end or hang llama.cpp, so that the work is done by a process of its own (see `proof_child`),
+which gets the header without any weight, and goes on while weights are encoded. What is proven once in a process is not
+proven again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from app.errors import StorageError, TokenizerError
+from quantize.header import KeyTable, encode_header
+from quantize.source import Source
+
+SECONDS = 60.0
+"""After which a proof counts as hanging; the largest vocabularies take a few seconds."""
+
+_GRACE_SECONDS = 5.0
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LLAMA_CPP_LIB_PATH")
+_END_KEYS = ("tokenizer.ggml.eom_token_id", "tokenizer.ggml.eot_token_id")
+
+
+@dataclasses.dataclass
+class _Proven:
+    missing_ends: list[int] | None = None
+    notes: tuple[str, ...] | None = None
+    error: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.notes is not None or self.error is not None
+
+
+_proven: dict[bytes, _Proven] = {}
+
+
+class Proof:
+    """A proof that is under way, or done."""
+
+    def __init__(self, keys: KeyTable, source: Source, ends: Iterable[int], seconds: float = SECONDS) -> None:
+        """Start the process; it ends by itself."""
+        self._folder = source.folder
+        self._seconds = seconds
+        self._digest = _digest(keys, source, list(ends))
+        self._changed = threading.Condition()
+        known = _proven.get(self._digest)
+        self._found = known or _Proven()
+        self._process: subprocess.Popen[str] | None = None
+        if known is None:
+            self._start(keys, list(ends))
+
+    def check(self) -> None:
+        """Raise `TokenizerError` if the proof has failed by now."""
+        if self._found.error is not None:
+            raise TokenizerError(self._found.error)
+
+    def wait(self) -> tuple[str, ...]:
+        """Wait for the end and return what people should know. Raises `TokenizerError` that shows what differs."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._found.is_over, self._seconds + _GRACE_SECONDS)
+        if not self._found.is_over:
+            self.close()
+            raise TokenizerError(self._timeout())
+        self.check()
+        return self._found.notes or ()
+
+    def missing_ends(self) -> list[int]:
+        """Wait until llama.cpp has loaded the vocabulary; return the tokens that should end an answer and would not."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._found.missing_ends is not None or self._found.is_over, self._seconds + _GRACE_SECONDS
+            )
+        self.check()
+        return self._found.missing_ends or []
+
+    def close(self) -> None:
+        """End the process, if it still runs."""
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def _start(self, keys: KeyTable, ends: list[int]) -> None:
+        task = {"folder": str(self._folder), "ends": ends, "seconds": self._seconds}
+        task["sentencepiece"] = _content(keys, "tokenizer.ggml.model") == "llama"
+        environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | {"GGML_NO_BACKTRACE": "1"}
+        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - the reading thread closes it
+        try:
+            with _header_file(keys) as header:
+                task["header"] = header.name if isinstance(header.name, str) else f"/proc/self/fd/{header.fileno()}"
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    [sys.executable, "-P", "-m", "quantize.proof_child", json.dumps(task)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=complaints,
+                    env=environment,
+                    text=True,
+                    pass_fds=(header.fileno(),),
+                )
+                arguments = (self._process, complaints)
+                reader = threading.Thread(target=self._read, args=arguments, name="proof", daemon=True)
+                reader.start()
+                if isinstance(header.name, str):
+                    self.missing_ends()  # the file goes away with the block
+        except OSError as error:
+            raise StorageError(f"the tokenizer's proof cannot be started: {error}") from error
+
+    def _read(self, process: subprocess.Popen[str], complaints: IO[bytes]) -> None:
+        assert process.stdout is not None  # noqa: S101 - it was asked for
+        with process.stdout as lines, complaints:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # a line that was cut off by the end of the process
+                    self._take(json.loads(line))
+            code = process.wait()
+            complaints.seek(0)
+            said = complaints.read()[-4000:].decode(errors="replace")
+        if not self._found.is_over:
+            self._take({"event": "error", "message": self._what_ended_it(code, said)})
+
+    def _take(self, event: dict[str, Any]) -> None:
+        with self._changed:
+            if event["event"] == "vocabulary":
+                self._found.missing_ends = event["missing_ends"]
+            elif event["event"] == "done":
+                self._found.notes = tuple(event["notes"])
+                _proven[self._digest] = self._found
+            else:
+                self._found.error = event["message"]
+            self._changed.notify_all()
+
+    def _what_ended_it(self, code: int, said: str) -> str:
+        if code == -signal.SIGALRM:
+            return self._timeout()
+        last = " ".join([line for line in said.splitlines() if line.strip()][-3:])
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        return (
+            f"{self._folder}: the process in which llama.cpp tries this vocabulary ended with {how}; so would every "
+            f"server that loads the file; nothing was written. Its last words: {last[-600:] or 'none'}"
+        )
+
+    def _timeout(self) -> str:
+        return (
+            f"{self._folder}: llama.cpp did not read the test texts with this vocabulary within {self._seconds:g} s; "
+            f"it hangs, or the machine is far too busy: try again when it is not"
+        )
+
+
+def start_proof(keys: KeyTable, source: Source) -> Proof | None:
+    """Start to prove the tokenizer's keys, which are complete; None if the file has no vocabulary.
+
+    Tokens that end an answer for the checkpoint, but not for llama.cpp, become end of message or end of turn; a note
+    says so. Raises `TokenizerError` that names them if there are too many.
+    """
+    if "tokenizer.ggml.tokens" not in keys.values:
+        return None
+    ends = end_tokens(source, len(keys.values["tokenizer.ggml.tokens"].content))
+    proof = Proof(keys, source, ends)
+    surely = {_content(keys, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
+    missing = proof.missing_ends() if set(ends) - surely else []
+    if not missing:
+        return proof
+    proof.close()
+    tokens = keys.values["tokenizer.ggml.tokens"].content
+    named = ", ".join(f"{token} {tokens[token]!r}" for token in missing)
+    free = [key for key in _END_KEYS if key not in keys.values]
+    if len(free) < len(missing):
+        raise TokenizerError(
+            f"{source.folder}: generation_config.json or config.json says that an answer ends with {named}, which "
+            f"llama.cpp would not heed, and a GGUF has no key left to say so; take ids from eos_token_id there"
+        )
+    for key, token in zip(free, missing, strict=False):
+        keys.u32(key, token)
+    source.notes.append(
+        f"an answer ends with {named} too, says the checkpoint; written as {' and '.join(free[: len(missing)])}, which "
+        f"upstream's converter leaves out"
+    )
+    proof = Proof(keys, source, ends)
+    if proof.missing_ends():
+        proof.close()
+        raise TokenizerError(f"{source.folder}: llama.cpp does not take {named} for the end of an answer")
+    return proof
+
+
+def end_tokens(source: Source, size: int) -> list[int]:
+    """Return the ids of tokens that `eos_token_id` lists in generation_config.json and config.json."""
+    configs: list[Any] = [source.read_object("generation_config.json"), source.config]
+    configs.append(source.config.get("text_config"))
+    found: list[int] = []
+    for config in configs:
+        ids = config.get("eos_token_id") if isinstance(config, dict) else None
+        found += [token for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int]
+    return [token for token in dict.fromkeys(found) if 0 <= token < size]
+
+
+@contextlib.contextmanager
+def _header_file(keys: KeyTable) -> Iterator[IO[bytes]]:
+    if hasattr(os, "memfd_create"):
+        header: IO[bytes] = os.fdopen(os.memfd_create("pestle-header", os.MFD_CLOEXEC), "wb")
+    else:
+        header = tempfile.NamedTemporaryFile(prefix="pestle-header-")  # noqa: SIM115
+    with header:
+        header.write(encode_header(keys, ()))
+        header.flush()
+        yield header
+
+
+def _content(keys: KeyTable, key: str) -> Any:
+    value = keys.values.get(key)
+    return value.content if value else None
+
+
+def _digest(keys: KeyTable, source: Source, ends: list[int]) -> bytes:
+    """Tell apart what could be read in another way: the keys that count, the files that are compared with."""
+    counted = KeyTable()
+    names = {"general.architecture", "general.name"}
+    counted.values = {key: value for key, value in keys.values.items() if key in names or key.startswith("tokenizer.")}
+    digest = hashlib.sha256(encode_header(counted, ()))
+    for name in _FILES:
+        content = source.read_bytes(name)
+        digest.update(f"{name} {None if content is None else len(content)} {ends}".encode() + (content or b""))
+    return digest.digest()

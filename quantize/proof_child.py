@@ -1,0 +1,162 @@
+"""The process that proves a vocabulary: llama.cpp against the checkpoint's own tokenizer, on thousands of texts.
+
+    python -P -m quantize.proof_child TASK
+
+It writes JSON lines: `vocabulary` when llama.cpp has loaded the header, then `done`, or `error` with a message.
+A vocabulary that ends llama.cpp ends this process only, and a timer ends it when it hangs, native code included.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from app.errors import PestleError, TokenizerError
+from app.llama.model import VocabularyModel
+from quantize.proof_reference import Ids, Reference, open_reference
+from quantize.proof_template import render_samples
+from quantize.proof_texts import texts
+
+_AT_ONCE = 500
+_SHOWN_BEFORE, _SHOWN_AFTER = 3, 5
+
+
+def main(task: dict[str, Any]) -> None:
+    """Prove the header that the task names."""
+    signal.setitimer(signal.ITIMER_REAL, task["seconds"])
+    folder = Path(task["folder"])
+    with VocabularyModel(Path(task["header"])) as model:
+        ends = model.vocabulary.eog
+        _say("vocabulary", missing_ends=[token for token in task["ends"] if token not in ends])
+        proof = _Comparison(model, open_reference(folder, sentencepiece=task["sentencepiece"]), folder)
+        proof.special_tokens()
+        proof.chat_template()
+        proof.texts()
+        _say("done", notes=proof.notes)
+
+
+class _Comparison:
+    def __init__(self, model: VocabularyModel, reference: Reference, folder: Path) -> None:
+        self._model = model
+        self._reference = reference
+        self._folder = folder
+        self._leeway: collections.Counter[str] = collections.Counter()
+        self._compared = 0
+        self._template_note: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know although nothing is wrong with the file."""
+        notes = [
+            f"{reason}: {count} of {self._compared} texts are read in another way"
+            for reason, count in self._leeway.items()
+            if reason
+        ]
+        return notes + ([self._template_note] if self._template_note else [])
+
+    def special_tokens(self) -> None:
+        """Compare how each special token is found where it is written."""
+        size = self._model.vocabulary.size
+        specials = [special for special in self._reference.specials if special.text and special.id < size]
+        for special in specials:
+            found = self._llama_cpp(special.text)
+            if found != [special.id]:
+                self._refuse("a special token", special.text, [special.id], found)
+            in_speech = self._model.tokenize(special.text).tolist()
+            if special.control and special.id in {self._model.vocabulary.bos, self._model.vocabulary.eos}:
+                if in_speech == [special.id]:
+                    raise TokenizerError(
+                        f"{self._folder}: the token {special.text!r} would not be a control token in llama.cpp, so "
+                        f"that users could write it; tokenizer.json or tokenizer_config.json should call it special"
+                    )
+            elif not special.control and special.id not in self._model.vocabulary.eog and in_speech != [special.id]:
+                self._refuse("an added token", special.text, [special.id], in_speech)
+
+    def chat_template(self) -> None:
+        """Compare how the prompts that the chat template makes are read."""
+        template = self._model.chat_template
+        if template is None:
+            return
+        vocabulary = self._model.vocabulary
+        named = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
+        tokens = {name: "" if token is None else vocabulary.token_text(token) for name, token in named.items()}
+        rendered, problem = render_samples(template, tokens)
+        if problem:
+            self._template_note = f"the chat template was not proven, for it {problem[:200]}"
+        if rendered:
+            self._compare("a chat", rendered, self._reference.encode(rendered))
+
+    def texts(self) -> None:
+        """Compare the texts; the two libraries work side by side, for both let go of Python's lock."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            batches = list(_batches(texts()))
+            coming = collections.deque(pool.submit(self._reference.encode, batch) for batch in batches)
+            try:
+                for batch in batches:
+                    self._compare("a text", batch, coming.popleft().result())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _compare(self, kind: str, batch: list[str], expected: list[Ids]) -> None:
+        for text, ids in zip(batch, expected, strict=True):
+            found = self._llama_cpp(text)
+            if found != ids:
+                reason = self._reference.leeway(text, ids, self._llama_cpp)
+                if reason is None:
+                    self._refuse(kind, text, ids, found)
+                else:
+                    self._leeway[reason] += 1
+        self._compared += len(batch)
+
+    def _llama_cpp(self, text: str) -> Ids:
+        ids: Ids = self._model.tokenize(text, parse_special=True).tolist()
+        return ids
+
+    def _refuse(self, kind: str, text: str, expected: Ids, found: Ids) -> None:
+        same = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+        place = min(len(expected), len(found)) if same is None else same
+        splitter = self._model.metadata.get("tokenizer.ggml.pre", "none")
+        raise TokenizerError(
+            f"{self._folder}: llama.cpp would read text in another way than the model's own tokenizer, and the model "
+            f"would answer worse than it can; nothing was written. The first of {kind} that differs:\n"
+            f"  text (escaped):   {json.dumps(text)[:400]}\n"
+            f"  its tokenizer:    {self._around(expected, place)}\n"
+            f"  llama.cpp:        {self._around(found, place)}\n"
+            f"  from token {place} on; model {self._model.metadata.get('tokenizer.ggml.model')}, splitter {splitter}\n"
+            f"Check that the tokenizer's files are those that the model was trained with (tokenizer.json, "
+            f"tokenizer.model, tokenizer_config.json); if they are, llama.cpp cannot serve this model rightly."
+        )
+
+    def _around(self, ids: Ids, place: int) -> str:
+        first = max(0, place - _SHOWN_BEFORE)
+        shown = [f"{token} {self._model.vocabulary.token_text(token)!r}" for token in ids[first : place + _SHOWN_AFTER]]
+        before = ["…"] if first else []
+        after = ["…"] if place + _SHOWN_AFTER < len(ids) else []
+        return ", ".join([*before, *shown, *after]) or "no token"
+
+
+def _batches(all_texts: list[str]) -> Iterator[list[str]]:
+    for first in range(0, len(all_texts), _AT_ONCE):
+        yield all_texts[first : first + _AT_ONCE]
+
+
+def _say(event: str, **content: Any) -> None:
+    print(json.dumps({"event": event, **content}), flush=True)
+
+
+def _run(work: Callable[[dict[str, Any]], None], argument: str) -> int:
+    try:
+        work(json.loads(argument))
+    except PestleError as error:
+        _say("error", message=error.message)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_run(main, sys.argv[1]))
