@@ -69,6 +69,13 @@ class Batch:
             self.rows += 1
         self.structure.n_tokens = end
 
+    def want_logits_from(self, first: int) -> None:
+        """Ask for the logits of every token of the batch from index `first` on, and of none before it."""
+        count = len(self)
+        self._wants_logits[:first] = 0
+        self._wants_logits[first:count] = 1
+        self.rows = count - first
+
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

@@ -33,15 +33,27 @@ _EXPLANATIONS = {
 class Context(Handle):
     """A context whose KV cache is partitioned: each of `slots` sequences owns `context_length` positions."""
 
-    def __init__(self, model: Model, *, slots: int, context_length: int, batch_size: int, threads: int) -> None:
-        """Allocate KV cache and compute buffers. Raises ModelLoadError when llama.cpp can't."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int,
+        context_length: int,
+        batch_size: int,
+        threads: int,
+        logits_rows: int | None = None,
+    ) -> None:
+        """Allocate KV cache and compute buffers. Raises ModelLoadError when llama.cpp can't.
+
+        A batch may ask for `logits_rows` rows of logits, by default one a slot.
+        """
         self._llama = load()
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = slots * math.ceil(context_length / 256) * 256  # llama.cpp pads a sequence's share so
         parameters.n_seq_max = slots
         parameters.n_batch = batch_size
         parameters.n_ubatch = min(batch_size, _MAX_UBATCH)
-        parameters.n_outputs_max = slots  # one row of logits a sequence; the default reserves one a token
+        parameters.n_outputs_max = logits_rows or slots  # the default reserves a row of logits for each token
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = _FLASH_ATTENTION_AUTO
         parameters.kv_unified = False
@@ -59,6 +71,7 @@ class Context(Handle):
         self.slots = slots
         self.context_length = context_length
         self.batch_size = batch_size
+        self._logits_rows = logits_rows or slots
         self.memory = Memory(self._llama.llama_get_memory(pointer))
         self._vocabulary_size = model.vocabulary.size
         self.last_code = 0  # what llama_decode returned last
@@ -71,10 +84,10 @@ class Context(Handle):
         The array is llama.cpp's own buffer: it may be written to, and is valid until the next decode. Raises
         NoKvSlotError (nothing has changed) or DecodeError (ask `memory.length` what is left of the sequences).
         """
-        if len(batch) > self.batch_size or batch.rows > self.slots:
+        if len(batch) > self.batch_size or batch.rows > self._logits_rows:
             raise DecodeError(
                 f"a batch of {len(batch)} tokens with {batch.rows} rows of logits is over the context's limits "
-                f"({self.batch_size}, {self.slots})"
+                f"({self.batch_size}, {self._logits_rows})"
             )
         code = self.last_code = self._llama.llama_decode(self.pointer, batch.structure)
         if code == 0:
@@ -89,8 +102,8 @@ class Context(Handle):
             return self._logits[:0]
         pointer: Any = self._llama.llama_get_logits(self.pointer)
         address = ctypes.addressof(pointer.contents)
-        if address != self._logits_address:  # llama.cpp may have moved its buffer, which has a row for each slot
-            self._logits = np.ctypeslib.as_array(pointer, shape=(self.slots, self._vocabulary_size))
+        if address != self._logits_address:  # llama.cpp may have moved its buffer, which has room for all rows
+            self._logits = np.ctypeslib.as_array(pointer, shape=(self._logits_rows, self._vocabulary_size))
             self._logits_address = address
         return self._logits[:rows]
 
