@@ -67,9 +67,14 @@ class Decoder(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class DecodedTensor(StoredTensor):
-    """F32 weights that are computed while they are read. `name`, `shard` and `nbytes` are those of what is stored."""
+    """F32 weights that are computed while they are read. `name`, `shard` and `nbytes` are those of what is stored.
+
+    `block_type` is ggml's name of the type that they are stored in, if it is one of ggml's: a file that wants them in
+    that very type takes the bytes as they are.
+    """
 
     decoder: Decoder
+    block_type: str | None = None
 
     @property
     def origins(self) -> tuple[StoredTensor, ...]:

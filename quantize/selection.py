@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app.errors import StorageError, UsageError
@@ -27,8 +27,11 @@ def decide_types(
     overrides: Overrides = NO_OVERRIDES,
     *,
     with_importance: bool = False,
+    types: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, str]]:
     """Return for each quantized recipe's name llama.cpp's choices: tensor name → type name.
+
+    `types` are the tensors' types now, by default those of upstream's intermediate file.
 
     Raises `UsageError` for an override that reaches no tensor, or whose type the tensor's rows cannot hold, and
     `ModelFileError` if llama.cpp refuses the hyper-parameters.
@@ -37,7 +40,7 @@ def decide_types(
     if not quantized:
         return {}
     _check_rows(specs, overrides)
-    draft = make_plan(keys, specs, draft_types(specs, quantized[0].float_type))
+    draft = make_plan(keys, specs, types or draft_types(specs, quantized[0].float_type))
     with _sparse_file(draft) as path:
         for pattern, _ in overrides.tensors:
             _check_reach(path, pattern)

@@ -28,6 +28,20 @@ _KEY_INTEGER, _KEY_STRING = 0, 3  # LLAMA_KV_OVERRIDE_TYPE_INT, _STR
 _DECISION = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[[^]]*\], type = +(\w+), size = [^\n]*? MiB(?: \((\w+)\))?\n")
 
 
+class _TypeTraits(ctypes.Structure):
+    """ggml's `ggml_type_traits`."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
 @functools.cache
 def _base() -> Any:
     base = ggml_base()
@@ -75,6 +89,26 @@ def encode_rows(
     )
     if written != out.nbytes:
         raise AssertionError(f"ggml wrote {written} bytes for type {tensor_type}, {out.nbytes} were planned")
+
+
+def decode_rows(tensor_type: int, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Widen whole blocks to f32, as llama.cpp itself does before it quantizes again; both arrays are contiguous.
+
+    Raises `ModelFileError` for a type that ggml cannot widen.
+    """
+    to_float = _to_float(tensor_type)
+    if not to_float:
+        raise ModelFileError(f"ggml has no numbers for the tensor type {tensor_type}: it cannot be quantized")
+    to_float(data.ctypes.data, out.ctypes.data, out.size)
+
+
+@functools.cache
+def _to_float(tensor_type: int) -> Any:
+    base = _base()
+    base.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    base.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    traits = base.ggml_get_type_traits(tensor_type).contents
+    return traits.to_float if traits.is_quantized else None
 
 
 def is_valid(tensor_type: int, data: NDArray[Any]) -> bool:
@@ -153,13 +187,25 @@ def quantize_file(
     importance: Mapping[str, NDArray[np.float32]] | None = None,
     keys: Mapping[str, int | bytes] | None = None,
     threads: int = 0,
+    allow_requantize: bool = False,
 ) -> None:
     """Run llama.cpp's own quantizer on a whole GGUF. Raises `ModelFileError` with its last words if it fails.
 
     `importance` holds for tensor names what their columns weigh (experts × columns); `keys` are set at the end.
+    `allow_requantize` takes sources that are quantized already.
     """
     data = {name: memoryview(values.tobytes()) for name, values in (importance or {}).items()}
-    _quantize(source, target, file_type, choices, data, keys or {}, threads=threads, dry_run=False)
+    _quantize(
+        source,
+        target,
+        file_type,
+        choices,
+        data,
+        keys or {},
+        threads=threads,
+        dry_run=False,
+        requantize=allow_requantize,
+    )
 
 
 def _quantize(
@@ -172,12 +218,14 @@ def _quantize(
     *,
     threads: int,
     dry_run: bool,
+    requantize: bool = False,
 ) -> None:
     llama_cpp = load()
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = file_type
     params.dry_run = dry_run
+    params.allow_requantize = requantize
     if choices.output is not None:
         params.output_tensor_type = choices.output
     if choices.embedding is not None:

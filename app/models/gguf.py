@@ -64,12 +64,13 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """Everything in a GGUF file but the weights."""
+    """Everything in a GGUF file but the weights; `item_types` are those of the arrays."""
 
     path: Path
     version: int
     metadata: dict[str, Any]
     types: dict[str, ValueType]
+    item_types: dict[str, ValueType]
     tensors: list[TensorInfo]
     alignment: int
     data_offset: int
@@ -144,12 +145,17 @@ def _read(cursor: Cursor, largest_array: int | None) -> Header:
             raise cursor.refuse(f"it claims {count} {what} in {cursor.file_size} bytes")
     metadata: dict[str, Any] = {}
     types: dict[str, ValueType] = {}
+    item_types: dict[str, ValueType] = {}
     for _ in range(key_count):
         key = _text(cursor, cursor.string("a key", _MAX_KEY_BYTES), "a key")
         if not key or key in metadata:
             raise cursor.refuse(f"the key {key!r} appears twice" if key else "a key is empty")
         types[key] = _value_type(cursor, key)
-        metadata[key] = _value(cursor, key, types[key], largest_array)
+        if types[key] is ValueType.ARRAY:
+            item_types[key] = _value_type(cursor, key)
+            metadata[key] = _array(cursor, key, item_types[key], largest_array)
+        else:
+            metadata[key] = _value(cursor, key, types[key])
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
         raise cursor.refuse(f"general.alignment is {alignment!r}; it must be a power of two")
@@ -158,7 +164,7 @@ def _read(cursor: Cursor, largest_array: int | None) -> Header:
     end = max((data_offset + tensor.offset + tensor.nbytes for tensor in tensors), default=0)
     if end > cursor.file_size:
         raise cursor.refuse(f"truncated: the tensors end at byte {end}, the file at {cursor.file_size}")
-    return Header(cursor.path, version, metadata, types, tensors, alignment, data_offset, cursor.file_size)
+    return Header(cursor.path, version, metadata, types, item_types, tensors, alignment, data_offset, cursor.file_size)
 
 
 def _text(cursor: Cursor, raw: bytes, what: str) -> str:
@@ -176,18 +182,15 @@ def _value_type(cursor: Cursor, key: str) -> ValueType:
         raise cursor.refuse(f"{key!r} has the unknown value type {number}") from None
 
 
-def _value(cursor: Cursor, key: str, value_type: ValueType, largest_array: int | None) -> Any:
+def _value(cursor: Cursor, key: str, value_type: ValueType) -> Any:
     if value_type is ValueType.STRING:
         return cursor.string(f"the value of {key!r}", _MAX_STRING_BYTES).decode(errors="surrogateescape")
-    if value_type is ValueType.ARRAY:
-        return _array(cursor, key, largest_array)
     if value_type is ValueType.BOOL:
         return bool(cursor.number("B", f"the value of {key!r}"))
     return cursor.number(FORMATS[value_type], f"the value of {key!r}")
 
 
-def _array(cursor: Cursor, key: str, largest_array: int | None) -> Any:
-    item_type = _value_type(cursor, key)
+def _array(cursor: Cursor, key: str, item_type: ValueType, largest_array: int | None) -> Any:
     length = cursor.number("Q", f"the length of {key!r}")
     if item_type is ValueType.ARRAY:
         raise cursor.refuse(f"{key!r} is an array of arrays")
