@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from app.errors import TokenizerError
@@ -51,7 +52,7 @@ class Vocabulary:
 def set_bpe_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
     """Set the tokenizer's keys from the byte-level BPE in tokenizer.json, for `size` rows of embeddings."""
     with damage_named(source):
-        tokenizer = _tokenizer_json(source)
+        tokenizer = tokenizer_json(source)
         splitter = pre_tokenizer_name(tokenizer)
         _byte_level_bpe(source, tokenizer, size).set_keys(keys, "gpt2", splitter)
         find_special_tokens(source).set_keys(keys)
@@ -76,8 +77,8 @@ def set_llama_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
             keys.boolean("tokenizer.ggml.add_space_prefix", bool(settings["add_prefix_space"]))
         if (source.folder / "tokenizer.model").is_file():
             set_sentencepiece_vocabulary(keys, source, size)
-        elif is_sentencepiece(tokenizer := _tokenizer_json(source)):
-            _converted_sentencepiece(source, tokenizer, size).set_keys(keys, "llama", "default")
+        elif is_sentencepiece(tokenizer := tokenizer_json(source)):
+            converted_sentencepiece(source, tokenizer, size).set_keys(keys, "llama", "default")
             find_special_tokens(source, size).set_keys(keys)
         else:
             set_bpe_vocabulary(keys, source, size)
@@ -96,7 +97,8 @@ def damage_named(source: Source) -> Iterator[None]:
         raise TokenizerError(f"{source.folder}: the tokenizer's files are damaged: {error!r}") from error
 
 
-def _tokenizer_json(source: Source) -> dict[str, Any]:
+def tokenizer_json(source: Source) -> dict[str, Any]:
+    """Return the content of tokenizer.json, or raise `TokenizerError` if there is none."""
     if source.tokenizer is None:
         raise TokenizerError(f"{source.folder}: neither tokenizer.model nor tokenizer.json")
     return source.tokenizer
@@ -125,7 +127,7 @@ def _byte_level_bpe(source: Source, tokenizer: dict[str, Any], size: int) -> Voc
     if model.get("type") != "BPE":
         raise TokenizerError(f"{source.folder / 'tokenizer.json'}: the model is {model.get('type')!r}; BPE is known")
     words = base_vocabulary(source, tokenizer, size, decoded=_as_decoded)
-    words.merges = _merges(source, model.get("merges"))
+    words.merges = merges_of(source, model.get("merges"))
     return words
 
 
@@ -137,10 +139,10 @@ def base_vocabulary(
     `decoded` says how the tokenizer's decoder shows an added token.
     """
     model = tokenizer["model"]
-    added = _added_tokens(source, tokenizer)
+    added = added_tokens(source, tokenizer)
     by_id: dict[int, str] = {token: text for text, token in model["vocab"].items()}
     by_id |= {entry["id"]: text for text, entry in added.items()}
-    _check_ids(source, by_id, size)
+    check_ids(source, by_id, size)
     tokens: list[str | bytes] = []
     types: list[int] = []
     for token in range(size):
@@ -161,7 +163,8 @@ def base_vocabulary(
     return Vocabulary(tokens, types)
 
 
-def _check_ids(source: Source, by_id: dict[int, str], size: int) -> None:
+def check_ids(source: Source, by_id: dict[int, str], size: int) -> None:
+    """Raise `TokenizerError` for an id that the embeddings have no row for."""
     largest = max(by_id, default=-1)
     if largest >= size:
         raise TokenizerError(
@@ -172,11 +175,11 @@ def _check_ids(source: Source, by_id: dict[int, str], size: int) -> None:
         raise TokenizerError(f"{source.folder}: the tokenizer has a token with a negative id")
 
 
-def _added_tokens(source: Source, tokenizer: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def added_tokens(source: Source, tokenizer: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return text → entry of the added tokens; where tokenizer_config.json says otherwise, tokenizer.json yields."""
     added: dict[str, dict[str, Any]] = {entry["content"]: entry for entry in tokenizer.get("added_tokens") or []}
     settings, base = source.tokenizer_config or {}, tokenizer["model"]["vocab"]
-    named = _named_special_tokens(settings)
+    named = named_special_tokens(settings)
     decoder = settings.get("added_tokens_decoder") or {}
     more = [decoder[number] for number in sorted(decoder, key=int)]
     more += [{"content": text, "special": True} for text in named if text not in added]
@@ -190,7 +193,8 @@ def _added_tokens(source: Source, tokenizer: dict[str, Any]) -> dict[str, dict[s
     return added
 
 
-def _named_special_tokens(settings: dict[str, Any]) -> list[str]:
+def named_special_tokens(settings: dict[str, Any]) -> list[str]:
+    """Return the texts that tokenizer_config.json gives a role of their own."""
     kinds = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     entries = [settings.get(f"{kind}_token") for kind in kinds] + list(settings.get("additional_special_tokens") or [])
     texts = [entry.get("content") if isinstance(entry, dict) else entry for entry in entries]
@@ -214,7 +218,8 @@ def _as_decoded(text: str) -> str:
     return bytes(_BYTE_OF[letter] for letter in text).decode(errors="replace")
 
 
-def _merges(source: Source, merges: Any) -> list[str]:
+def merges_of(source: Source, merges: Any) -> list[str]:
+    """Return a BPE's merges, two parts each, from tokenizer.json's in either form or from merges.txt."""
     if isinstance(merges, list) and merges:
         if all(isinstance(merge, str) for merge in merges):
             return merges
@@ -235,9 +240,16 @@ def _merges(source: Source, merges: Any) -> list[str]:
 
 def sentencepiece_pieces(source: Source, size: int) -> Vocabulary:
     """Return the pieces of tokenizer.model, and what added_tokens.json adds."""
+    words = read_pieces(source.folder / "tokenizer.model", size)
+    for text, token in (source.read_object("added_tokens.json") or {}).items():
+        words.replace(token, text, USER_DEFINED)
+    return words
+
+
+def read_pieces(path: Path, size: int) -> Vocabulary:
+    """Return the first `size` pieces of a SentencePiece model, padded to as many."""
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - most models do without it
 
-    path = source.folder / "tokenizer.model"
     try:
         pieces = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
@@ -255,8 +267,6 @@ def sentencepiece_pieces(source: Source, size: int) -> Vocabulary:
             words.types[token] = BYTE
         elif not pieces.IsUnused(token):
             words.types[token] = NORMAL
-    for text, token in (source.read_object("added_tokens.json") or {}).items():
-        words.replace(token, text, USER_DEFINED)
     return words
 
 
@@ -271,14 +281,17 @@ def _sentencepiece(source: Source, size: int) -> Vocabulary:
     return words
 
 
-def _converted_sentencepiece(source: Source, tokenizer: dict[str, Any], size: int) -> Vocabulary:
+def converted_sentencepiece(
+    source: Source, tokenizer: dict[str, Any], size: int, *, control: Collection[str] = ()
+) -> Vocabulary:
+    """Return the tokens of a SentencePiece vocabulary in tokenizer.json; `control` names more control tokens."""
     base: dict[str, int] = tokenizer["model"]["vocab"]
-    added = _added_tokens(source, tokenizer)
-    special = set(_named_special_tokens(source.tokenizer_config or {}))
+    added = added_tokens(source, tokenizer)
+    special = {*named_special_tokens(source.tokenizer_config or {}), *control}
     if str((source.tokenizer_config or {}).get("tokenizer_class", "")).startswith("LlamaTokenizer"):
         special |= {"<s>", "</s>", "<unk>"}
     by_id = {token: text for text, token in base.items()} | {entry["id"]: text for text, entry in added.items()}
-    _check_ids(source, by_id, size)
+    check_ids(source, by_id, size)
     words = Vocabulary([], [], scores=[-1000.0] * size)
     for token in range(size):
         text = by_id.get(token)

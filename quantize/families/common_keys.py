@@ -9,8 +9,9 @@ from app.models.gguf_types import ValueType
 from quantize.families.config import Config
 from quantize.header import KeyTable
 
-# llama3's factors are a tensor; dynamic scaling, which llama.cpp does not know, begins beyond the trained context
-_WITHOUT_KEYS = {"default", "llama3", "dynamic"}
+# the factors of llama3 and proportional are a tensor; dynamic scaling, which llama.cpp does not know, begins beyond the
+# trained context
+_WITHOUT_KEYS = {"default", "llama3", "proportional", "dynamic"}
 _SIZES = (
     ("context_length", ("max_position_embeddings", "n_ctx", "n_positions", "max_length", "max_sequence_length",
                         "model_max_length")),
