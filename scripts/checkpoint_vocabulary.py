@@ -34,6 +34,7 @@ class Vocabulary:
     special: Mapping[str, int]
     add_bos: bool
     chat_template: str | None
+    characters: bytes = b""  # of a unigram vocabulary: the precompiled map of its normalizer
 
     @classmethod
     def from_gguf(cls, values: Mapping[str, Any]) -> Vocabulary:
@@ -54,6 +55,7 @@ class Vocabulary:
             special=special,
             add_bos=bool(values.get("tokenizer.ggml.add_bos_token", model == "llama" or "llama" in pre)),
             chat_template=values.get("tokenizer.chat_template"),
+            characters=bytes(values.get("tokenizer.ggml.precompiled_charsmap", b"")),
         )
 
     def truncated(self, size: int) -> Vocabulary:
@@ -184,13 +186,20 @@ def _sentencepiece_model(vocabulary: Vocabulary, count: int) -> bytes:
     """Encode a ModelProto (field numbers of sentencepiece_model.proto), as Llama 2's tokenizer.model is one."""
     kinds = [UNKNOWN, CONTROL, CONTROL, *vocabulary.types[3:count]]  # <unk>, <s> and </s>, whatever became of them
     pieces = b"".join(
-        _field(1, _field(1, text.encode()) + _float(2, score) + (_number(3, kind) if kind != NORMAL else b""))
+        proto_piece(text, score, kind)
         for text, score, kind in zip(vocabulary.tokens, vocabulary.scores, kinds, strict=False)
     )
     bpe = 2
-    trainer = _number(3, bpe) + _number(4, count) + _number(25, 1) + _number(35, 1)
-    normalizer = _field(1, b"identity") + _number(3, 1) + _number(4, 0)  # a dummy prefix, and spaces are kept
-    return pieces + _field(2, trainer) + _field(3, normalizer)
+    trainer = proto_number(3, bpe) + proto_number(4, count) + proto_number(25, 1) + proto_number(35, 1)
+    # a dummy prefix, and spaces are kept
+    normalizer = proto_field(1, b"identity") + proto_number(3, 1) + proto_number(4, 0)
+    return pieces + proto_field(2, trainer) + proto_field(3, normalizer)
+
+
+def proto_piece(text: str, score: float, kind: int) -> bytes:
+    """Encode a piece as a ModelProto has it."""
+    piece = proto_field(1, text.encode()) + proto_float(2, score) + (proto_number(3, kind) if kind != NORMAL else b"")
+    return proto_field(1, piece)
 
 
 def _varint(value: int) -> bytes:
@@ -202,13 +211,16 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _number(field: int, value: int) -> bytes:
+def proto_number(field: int, value: int) -> bytes:
+    """Encode a number as a field of a protocol buffer."""
     return _varint(field << 3) + _varint(value)
 
 
-def _float(field: int, value: float) -> bytes:
+def proto_float(field: int, value: float) -> bytes:
+    """Encode a float as a field of a protocol buffer."""
     return _varint(field << 3 | 5) + struct.pack("<f", value)
 
 
-def _field(field: int, value: bytes) -> bytes:
+def proto_field(field: int, value: bytes) -> bytes:
+    """Encode a message or text as a field of a protocol buffer."""
     return _varint(field << 3 | 2) + _varint(len(value)) + value

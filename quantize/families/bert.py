@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from quantize.checkpoint import StoredTensor
 from quantize.families.encoder import (
@@ -23,7 +23,7 @@ from quantize.tensors import TensorSpec
 from quantize.vocab_wordpiece import set_wordpiece_vocabulary
 
 # what transformers' BertConfig fills in when config.json is silent
-_DEFAULTS: dict[str, dict[str, Any]] = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "bert": {
         "vocab_size": 30522,
         "hidden_size": 768,
@@ -59,10 +59,12 @@ class BertModel:
     """A model of the BERT family."""
 
     architecture = "bert"
+    defaults: ClassVar[dict[str, dict[str, Any]]] = DEFAULTS
+    unused_positions = 0  # at the start of the table
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._config = config = read_config(source, _DEFAULTS)
+        self._config = config = read_config(source, self.defaults)
         self._classes = class_names(config)
         self.blocks = config.count("num_hidden_layers")
         self.hidden = config.count("hidden_size")
@@ -85,20 +87,19 @@ class BertModel:
         """Map the encoder's tensors and those of a classification head; heads of the training are left out."""
         return map_encoder(
             self._config, stored, self._wants(), blocks=self.blocks, classes=self._classes,
-            plain_name=plain_name, unused=_UNUSED,
+            plain_name=plain_name, unused=lambda name: name.startswith(_UNUSED),
         )  # fmt: skip
 
     def _wants(self) -> Iterator[Want]:
         hidden = self.hidden
-        for name, target, rows in (
-            ("word_embeddings", "token_embd", self.vocabulary),
-            ("position_embeddings", "position_embd", self.positions),
-            ("token_type_embeddings", "token_types", self.token_types),
-        ):
-            yield Want(f"{target}.weight", f"embeddings.{name}.weight", (rows, hidden))
+        yield Want("token_embd.weight", "embeddings.word_embeddings.weight", (self.vocabulary, hidden))
+        yield Want("token_types.weight", "embeddings.token_type_embeddings.weight", (self.token_types, hidden))
+        yield Want(
+            "position_embd.weight", "embeddings.position_embeddings.weight", (self.positions, hidden),
+            (self.positions - self.unused_positions, hidden), start=self.unused_positions,
+        )  # fmt: skip
         yield from norm("token_embd_norm", "embeddings.LayerNorm", hidden)
-        if self._classes:
-            yield from linear("cls.output", "classifier", (len(self._classes), hidden), optional=True)
+        yield from self._head()
         for block in range(self.blocks):
             source, target = f"encoder.layer.{block}", f"blk.{block}"
             for name, inner in _NORMS.items():
@@ -108,10 +109,14 @@ class BertModel:
                 columns = self.feed_forward if inner == "ffn_down" else hidden
                 yield from linear(f"{target}.{inner}", f"{source}.{name}", (rows, columns))
 
+    def _head(self) -> Iterator[Want]:
+        if self._classes:
+            yield from linear("cls.output", "classifier", (len(self._classes), self.hidden), optional=True)
+
 
 def plain_name(stored: str) -> str:
     """Return a tensor's name without the prefix of models with a head; norms of old checkpoints get today's names."""
-    name = stored.removeprefix("bert.")
+    name = stored.removeprefix("bert.").removeprefix("roberta.")
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         if name.endswith(old):
             name = name.removesuffix(old) + new

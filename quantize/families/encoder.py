@@ -94,12 +94,12 @@ def map_encoder(
     blocks: int,
     classes: list[str],
     plain_name: Callable[[str], str],
-    unused: tuple[str, ...],
+    unused: Callable[[str], bool],
 ) -> list[TensorSpec]:
     """Map the tensors of wants that speak of plain names.
 
     `plain_name` turns a stored name, with whatever prefix the checkpoint gives it, into the one that all checkpoints
-    share; what begins with one of `unused` then is left out, for it has no part in an embedding.
+    share; what `unused` says yes to then is left out, for it has no part in an embedding.
     """
     if blocks > len(stored):
         raise CheckpointError(f"{config.path}: speaks of {blocks} layers; there are {len(stored)} tensors")
@@ -108,5 +108,10 @@ def map_encoder(
         raise CheckpointError(
             f"{config.path}: id2label does not name the classes of the classification head; llama.cpp needs their names"
         )
-    found = (dataclasses.replace(want, sources=names.get(str(want.sources), want.sources)) for want in wants)
-    return map_tensors(config.path.parent, stored, found, ignored=lambda name: plain_name(name).startswith(unused))
+    found = (_with_stored_names(want, names) for want in wants)
+    return map_tensors(config.path.parent, stored, found, ignored=lambda name: unused(plain_name(name)))
+
+
+def _with_stored_names(want: Want, names: Mapping[str, str]) -> Want:
+    parts = tuple(dataclasses.replace(part, source=names.get(part.source, part.source)) for part in want.parts)
+    return dataclasses.replace(want, sources=names.get(str(want.sources), want.sources), parts=parts)

@@ -89,7 +89,7 @@ class ModernBertModel:
         """Map the encoder's tensors and those of a head; what turns embeddings into tokens again is left out."""
         return map_encoder(
             self._config, stored, self._wants(), blocks=self.blocks, classes=self._classes,
-            plain_name=lambda name: name.removeprefix("model."), unused=_UNUSED,
+            plain_name=lambda name: name.removeprefix("model."), unused=lambda name: name.startswith(_UNUSED),
         )  # fmt: skip
 
     def _wants(self) -> Iterator[Want]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,9 @@ def changed_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
 
 
-def tokens_of(path: Path) -> list[list[int]]:
-    """Load the whole file, then return what llama.cpp makes of `TEXTS`."""
+def tokens_of(path: Path, texts: Sequence[str] = TEXTS) -> list[list[int]]:
+    """Load the whole file, then return what llama.cpp makes of the texts."""
     with Model(path, device="cpu", gpu_layers=0) as model:
         assert model.tensor_bytes > 0
     with VocabularyModel(path) as vocabulary:
-        return [vocabulary.tokenize(text, add_special=True, parse_special=True).tolist() for text in TEXTS]
+        return [vocabulary.tokenize(text, add_special=True, parse_special=True).tolist() for text in texts]

@@ -109,10 +109,58 @@ def test_the_keys_and_the_tokens(tmp_path: Path) -> None:
         ({"rotary_emb_fraction": 0.5}, r"rotary_emb_fraction is 0\.5"),
         ({"rotary_emb_scale_base": 2}, "rotary_emb_scale_base is 2"),
         ({"n_inner": None}, "n_inner is missing"),
-        ({"n_inner": 100}, "mlp.fc11.weight"),
+        ({"n_inner": 100}, r"mlp\.fc"),
     ],
 )
 def test_a_config_that_does_not_fit(fields: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     source = changed_config(make(tmp_path / "Model"), **fields)
     with pytest.raises(CheckpointError, match=complaint):
         prepare(source, "q8_0")
+
+
+EXPERTS = 3
+MIXTURE: dict[str, Any] = {
+    **CONFIG,
+    "activation_function": "gelu",
+    "moe_every_n_layers": 2,
+    "moe_top_k": 2,
+    "num_experts": EXPERTS,
+    "n_positions": 2048,
+    "qkv_proj_bias": True,
+    "mlp_fc1_bias": True,
+    "mlp_fc2_bias": True,
+}
+
+
+def mixture_weights() -> Arrays:
+    shapes = {name: shape for name, (_, shape) in names().items() if ".mlp." not in name}
+    for layer in range(LAYERS):
+        prefix = f"encoder.layers.{layer}"
+        shapes |= {f"{prefix}.attn.Wqkv.bias": (3 * HIDDEN,), f"{prefix}.attn.out_proj.bias": (HIDDEN,)}
+    dense, experts = "encoder.layers.0.mlp", "encoder.layers.1.mlp"
+    shapes |= {f"{dense}.fc1.weight": (WIDTH, HIDDEN), f"{dense}.fc1.bias": (WIDTH,)}
+    shapes |= {f"{dense}.fc2.weight": (HIDDEN, WIDTH), f"{dense}.fc2.bias": (HIDDEN,)}
+    shapes |= {f"{experts}.experts.mlp.{name}": (EXPERTS * WIDTH, HIDDEN) for name in ("w1", "w2")}
+    shapes |= {f"{experts}.router.layer.weight": (EXPERTS, HIDDEN), f"{experts}.experts.bias": (HIDDEN,)}
+    return random_weights({f"bert.{name}": shape for name, shape in shapes.items()})
+
+
+def test_a_mixture_of_experts(tmp_path: Path) -> None:
+    weights = mixture_weights()
+    source = write_encoder(tmp_path / "Model", MIXTURE, weights, wordpiece_files())
+    header = check_against_llama_cpp(source, tmp_path, ["q8_0", "q4_k_m"])
+    found = floats(header)
+    experts = "bert.encoder.layers.1.mlp.experts.mlp"
+    ways = {name: weights[f"{experts}.{name}"].reshape(EXPERTS, WIDTH, HIDDEN) for name in ("w1", "w2")}
+    np.testing.assert_array_equal(found["blk.1.ffn_up_exps.weight"], ways["w1"])
+    np.testing.assert_array_equal(found["blk.1.ffn_down_exps.weight"], ways["w2"].transpose(0, 2, 1))
+    np.testing.assert_array_equal(found["blk.0.ffn_up.bias"], weights["bert.encoder.layers.0.mlp.fc1.bias"])
+    assert len(found) == len(weights) - 1  # all but the bias of the experts
+    keys = header.metadata
+    assert keys["general.architecture"] == "nomic-bert-moe"
+    assert keys["nomic-bert-moe.context_length"] == 512
+    assert keys["nomic-bert-moe.moe_every_n_layers"] == 2
+    assert (keys["nomic-bert-moe.expert_count"], keys["nomic-bert-moe.expert_used_count"]) == (EXPERTS, 2)
+    assert tokens_of(tmp_path / "ours.gguf")
+    with pytest.raises(CheckpointError, match="mlp_fc2_bias is False"):
+        prepare(changed_config(source, mlp_fc2_bias=False), "q8_0")
