@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from app.errors import CheckpointError, TokenizerError
+from app.errors import CheckpointError
 from app.models.gguf_types import ValueType
 from quantize import vocab
 from quantize.checkpoint import StoredTensor
@@ -16,6 +16,7 @@ from quantize.families.pooling import set_pooling
 from quantize.header import KeyTable
 from quantize.source import Source
 from quantize.tensors import TensorSpec, plus_one
+from quantize.vocab_gemma import set_gemma_vocabulary
 
 # what transformers' config classes fill in when config.json is silent
 _GEMMA2: dict[str, Any] = {
@@ -112,14 +113,16 @@ class _GemmaModel:
             )
 
     def set_vocabulary(self, keys: KeyTable) -> None:
-        """Set the tokenizer from tokenizer.model."""
-        if not (self._source.folder / "tokenizer.model").is_file():
-            raise TokenizerError(
-                f"{self._source.folder}: no tokenizer.model, and tokenizer.json lacks the scores of its tokens; "
-                f"take the file from the model that this one was made of"
+        """Set the tokenizer from tokenizer.model, or from tokenizer.json if that is gone."""
+        if (self._source.folder / "tokenizer.model").is_file():
+            vocab.set_sentencepiece_vocabulary(keys, self._source, self.vocabulary)
+            keys.boolean("tokenizer.ggml.add_space_prefix", False)
+        else:
+            set_gemma_vocabulary(keys, self._source, self.vocabulary)
+            self._source.notes.append(
+                "no tokenizer.model: the vocabulary is that of tokenizer.json, written as Gemma 4's; upstream's "
+                "converter refuses this"
             )
-        vocab.set_sentencepiece_vocabulary(keys, self._source, self.vocabulary)
-        keys.boolean("tokenizer.ggml.add_space_prefix", False)
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> list[TensorSpec]:
         """Map every tensor of the text model, after checking that all are there and that each has its shape."""

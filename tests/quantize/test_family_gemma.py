@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from app.errors import BadInputError, CheckpointError, TokenizerError
+from app.llama.model import VocabularyModel
 from app.models.gguf import Header
 from quantize.pipeline import prepare
 from tests.quantize.checkpoints import sentencepiece_files, vocabulary_size
@@ -22,6 +24,7 @@ from tests.quantize.family_files import (
     random_weights,
     write_checkpoint,
 )
+from tests.quantize.gemma_files import FLAGS, SPACE, TOKENS, tokenizer_files
 
 TOKENIZER = sentencepiece_files(as_json=False)
 VOCABULARY = vocabulary_size(TOKENIZER)
@@ -240,11 +243,53 @@ def test_explicit_null_is_no_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
-def test_tokenizer_model_is_needed(config: dict[str, Any], tmp_path: Path) -> None:
+def test_some_tokenizer_is_needed(config: dict[str, Any], tmp_path: Path) -> None:
     source = make(tmp_path, config)
     (source / "tokenizer.model").unlink()
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.model"):
+    with pytest.raises(TokenizerError, match=r"neither tokenizer\.model nor tokenizer\.json"):
         prepare(source, "q8_0")
+
+
+def test_without_tokenizer_model(tmp_path: Path) -> None:
+    source = make(tmp_path, GEMMA3)
+    (source / "tokenizer.model").unlink()
+    files = tokenizer_files()
+    files["tokenizer.json"]["added_tokens"].append({"id": len(TOKENS), "content": "<tool>", "special": False} | FLAGS)
+    for name, content in files.items():
+        (source / name).write_text(json.dumps(content), encoding="utf-8")
+    header = check_against_llama_cpp(source, tmp_path, [])
+    keys = header.metadata
+    types = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True))
+    kinds = {"<bos>": 3, "<|image|>": 3, "<tool>": 4, "the": 1, "<0x41>": 6, f"[PAD{VOCABULARY - 1}]": 5}
+    assert {text: types[text] for text in kinds} == kinds
+    assert "upstream's converter refuses" in prepare(source, "q8_0").notes[0]
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    with VocabularyModel(tmp_path / "bf16.gguf") as model:
+        for text in ("the  the", "a <tool>\n\n the", "é日本🙂", f"{SPACE}the "):
+            expected = tokenizer.encode(text, add_special_tokens=False).ids
+            assert model.vocabulary.tokenize(text).tolist() == expected, text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": {"type": "NFC"}}, "normalizer turns spaces"),
+        ({"added_tokens": [{"id": 9999, "content": "<far>", "special": True}]}, "leaves room for"),
+        ({"added_tokens": [7]}, "damaged"),
+    ],
+)
+def test_bad_tokenizer_json(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source = make(tmp_path, GEMMA3)
+    (source / "tokenizer.model").unlink()
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer_files()["tokenizer.json"] | change))
+    with pytest.raises(TokenizerError, match=message):
+        prepare(source, "q8_0")
+
+
+def test_byte_level_vocabulary(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "Tiny-Gemma", GEMMA3, weights_of(GEMMA3))
+    header = check_against_llama_cpp(source, tmp_path, [])
+    assert header.metadata["tokenizer.ggml.model"] == "gpt2"
 
 
 def test_unknown_tensors_are_not_left_out_silently(tmp_path: Path) -> None:

@@ -22,17 +22,9 @@ from tests.quantize.family_files import (
     random_weights,
     write_checkpoint,
 )
+from tests.quantize.gemma_files import SPACE, TOKENS, tokenizer_files
 
 HIDDEN, HEADS, HEAD, FULL_HEAD, INNER, EXPERTS = 256, 4, 64, 128, 16, 3
-SPACE = "\u2581"
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<|image|>"]
-MERGES = [("t", "h"), (SPACE, "th"), ("h", "e"), ("th", "e"), ("\n", "\n"), (SPACE, SPACE)]
-TOKENS = [
-    *SPECIAL,
-    *(f"<0x{byte:02X}>" for byte in range(256)),
-    *dict.fromkeys(part for merge in MERGES for part in (*merge, "".join(merge))),
-    *"acdfg",
-]
 VOCABULARY = len(TOKENS)
 
 ROPE = {
@@ -127,34 +119,6 @@ def weights_of(config: dict[str, Any]) -> Arrays:
             found |= {f"{norm}.weight": (HIDDEN,) for norm in more}
         shapes |= {f"{prefix}layers.{layer}.{name}": shape for name, shape in found.items()}
     return random_weights(shapes)
-
-
-def tokenizer_files() -> dict[str, Any]:
-    """Return Gemma 4's kind of tokenizer.json, and the settings."""
-    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
-    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [{"id": token, "content": text, **flags} for token, text in enumerate(SPECIAL)],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": split,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": {
-            "type": "BPE",
-            "byte_fallback": True,
-            "vocab": {text: token for token, text in enumerate(TOKENS)},
-            "merges": MERGES,
-        },
-    }
-    settings = {
-        "tokenizer_class": "GemmaTokenizer",
-        "bos_token": "<bos>",
-        "eos_token": "<eos>",
-        "extra_special_tokens": {"sot_token": "<|turn>", "eot_token": {"content": "<turn|>"}},
-        "model_specific_special_tokens": {"soc_token": "<|channel>"},
-    }
-    return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
 
 
 def make(folder: Path, config: dict[str, Any], weights: Arrays | None = None) -> Path:
