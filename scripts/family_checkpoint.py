@@ -48,6 +48,10 @@ model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
 def write_family(out: Path, name: str, upstream: Upstream) -> None:
     """Write the whole folder of a family's checkpoint. Raises UpstreamError when transformers fails."""
     family = importlib.import_module(f"checkpoint_families.{name}")
+    if hasattr(family, "write_checkpoint"):
+        with whole_folder(out) as folder:
+            family.write_checkpoint(folder)
+        return
     vocabulary = _vocabulary(family.VOCABULARY, upstream)
     roles = {f"{role}_id": token for role, token in vocabulary.special.items() if role in {"bos_token", "eos_token"}}
     sizes = {"vocab_size": len(vocabulary.tokens), **roles}

@@ -11,4 +11,5 @@ A module says
 and, where the family needs it,
     FILES       {path: JSON content} of more files in the folder
     write_tokenizer     a function (folder, vocabulary, context_length) for another kind of tokenizer
+    write_checkpoint    a function (folder) that writes it all, in place of CONFIG and VOCABULARY
 """
