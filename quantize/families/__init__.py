@@ -26,6 +26,7 @@ ARCHITECTURES: dict[str, str] = {
     "Gemma4UnifiedForConditionalGeneration": "gemma4",
     "Lfm2ForCausalLM": "lfm2",
     "Lfm2MoeForCausalLM": "lfm2",
+    "Lfm2VlForConditionalGeneration": "lfm2",
     "GptOssForCausalLM": "gpt_oss",
     "FalconH1ForCausalLM": "falcon_h1",
     "SmolLM3ForCausalLM": "smollm3",

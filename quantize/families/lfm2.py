@@ -1,4 +1,4 @@
-"""LFM2: short convolutions with attention in some of the layers; dense, and with experts (LFM2 MoE)."""
+"""LFM2: short convolutions with attention in some layers; dense, or with experts (LFM2 MoE); the text of LFM2-VL."""
 
 from __future__ import annotations
 
@@ -47,9 +47,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
     },
 }
+_DEFAULTS["lfm2_vl"] = _DEFAULTS["lfm2"]  # whose text_config may leave its own model_type out
 # the names that the first LFM2 checkpoints have for what others call otherwise; where both are there, these count
 _EARLY_NAMES = {"block_ff_dim": "intermediate_size", "tie_embedding": "tie_word_embeddings"}
 _ATTENTION, _CONVOLUTION = "full_attention", "conv"
+_TEXT_PREFIX = "model.language_model."
+_NOT_TEXT = ("model.vision_tower.", "model.multi_modal_projector.")
 _FEED_FORWARD = {"w1": "gate", "w2": "down", "w3": "up"}
 _MOST_BLOCKS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 _SIGMOID = 2  # llama.cpp's number of the function that turns the router's output into weights
@@ -88,6 +91,8 @@ class Lfm2Model:
             )
         self.head_size = self.hidden // self.heads
         self.feed_forward = self._feed_forward()
+        self.experts: Experts | None = None
+        self.dense_blocks = self.blocks
         self.has_attention = self._has_attention()
         # llama.cpp knows the layers without attention by their 0 heads
         config.fields["num_key_value_heads"] = [self.key_heads if has else 0 for has in self.has_attention]
@@ -104,8 +109,12 @@ class Lfm2Model:
         vocab.set_bpe_vocabulary(keys, self._source, self.vocabulary)
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> list[TensorSpec]:
-        """Map every tensor of the checkpoint, after checking that all are there and that each has its shape."""
-        return map_tensors(self._source.folder, stored, self._wants())
+        """Map every tensor of the text model, after checking that all are there and that each has its shape."""
+        prefix = _TEXT_PREFIX if f"{_TEXT_PREFIX}embed_tokens.weight" in stored else "model."
+        return map_tensors(self._source.folder, stored, self._wants(prefix), ignored=self._is_left_out)
+
+    def _is_left_out(self, name: str) -> bool:
+        return "text_config" in self._source.config and name.startswith(_NOT_TEXT)
 
     def _feed_forward(self) -> int:
         size = self._config.count("intermediate_size")
@@ -130,21 +139,23 @@ class Lfm2Model:
             )
         return [kind == _ATTENTION for kind in kinds]
 
-    def _wants(self) -> Iterator[Want]:
+    def _wants(self, prefix: str) -> Iterator[Want]:
         embeddings = (self.vocabulary, self.hidden)
-        yield Want("token_embd.weight", "model.embed_tokens.weight", embeddings)
-        yield Want("token_embd_norm.weight", "model.embedding_norm.weight", (self.hidden,))
+        yield Want("token_embd.weight", f"{prefix}embed_tokens.weight", embeddings)
+        yield Want("token_embd_norm.weight", f"{prefix}embedding_norm.weight", (self.hidden,))
         tied = bool(self._config.fields.get("tie_word_embeddings"))
         yield Want("output.weight", "lm_head.weight", embeddings, optional=tied)
         for block, has_attention in enumerate(self.has_attention):
-            source, target = f"model.layers.{block}", f"blk.{block}"
+            source, target = f"{prefix}layers.{block}", f"blk.{block}"
             yield Want(f"{target}.attn_norm.weight", f"{source}.operator_norm.weight", (self.hidden,))
             yield Want(f"{target}.ffn_norm.weight", f"{source}.ffn_norm.weight", (self.hidden,))
-            yield from self._attention(block) if has_attention else self._convolution(block)
-            yield from self._layers(block)
+            yield from (self._attention if has_attention else self._convolution)(source, target)
+            if self.experts is None or block < self.dense_blocks:
+                yield from self._dense(f"{source}.feed_forward", target)
+            else:
+                yield from _mixture(self.experts, f"{source}.feed_forward", target)
 
-    def _attention(self, block: int) -> Iterator[Want]:
-        source, target = f"model.layers.{block}.self_attn", f"blk.{block}"
+    def _attention(self, source: str, target: str) -> Iterator[Want]:
         hidden, keys = self.hidden, self.key_heads * self.head_size
         for name, inner, rows in (
             ("q_proj", "attn_q", hidden),
@@ -152,23 +163,23 @@ class Lfm2Model:
             ("v_proj", "attn_v", keys),
             ("out_proj", "attn_output", hidden),
         ):
-            yield Want(f"{target}.{inner}.weight", f"{source}.{name}.weight", (rows, hidden))
+            yield Want(f"{target}.{inner}.weight", f"{source}.self_attn.{name}.weight", (rows, hidden))
         for letter in "qk":
-            name = f"{source}.{letter}_layernorm.weight"
+            name = f"{source}.self_attn.{letter}_layernorm.weight"
             yield Want(f"{target}.attn_{letter}_norm.weight", name, (self.head_size,))
 
-    def _convolution(self, block: int) -> Iterator[Want]:
-        source, target = f"model.layers.{block}.conv", f"blk.{block}.shortconv"
+    def _convolution(self, source: str, target: str) -> Iterator[Want]:
+        source, target = f"{source}.conv", f"{target}.shortconv"
         hidden, kernel = self.hidden, self.kernel
         yield Want(f"{target}.conv.weight", f"{source}.conv.weight", (hidden, 1, kernel), (hidden, kernel))
         yield Want(f"{target}.in_proj.weight", f"{source}.in_proj.weight", (3 * hidden, hidden))
         yield Want(f"{target}.out_proj.weight", f"{source}.out_proj.weight", (hidden, hidden))
 
-    def _layers(self, block: int) -> Iterator[Want]:
+    def _dense(self, source: str, target: str) -> Iterator[Want]:
         shape = (self.feed_forward, self.hidden)
         for name, inner in _FEED_FORWARD.items():
-            source = f"model.layers.{block}.feed_forward.{name}.weight"
-            yield Want(f"blk.{block}.ffn_{inner}.weight", source, shape[::-1] if inner == "down" else shape)
+            shape_of = shape[::-1] if inner == "down" else shape
+            yield Want(f"{target}.ffn_{inner}.weight", f"{source}.{name}.weight", shape_of)
 
 
 class Lfm2MoeModel(Lfm2Model):
@@ -179,7 +190,8 @@ class Lfm2MoeModel(Lfm2Model):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         config = self._config
-        self.experts = Experts.read(config, "num_experts", self.hidden, config.count("moe_intermediate_size"))
+        self.expert_feed_forward = config.count("moe_intermediate_size")
+        self.experts = Experts.read(config, "num_experts", self.hidden, self.expert_feed_forward)
         dense = config.sizes("num_dense_layers")
         if not isinstance(dense, int):
             raise CheckpointError(f"{config.path}: num_dense_layers is {dense!r}; a number was expected")
@@ -193,7 +205,7 @@ class Lfm2MoeModel(Lfm2Model):
     def set_hyper_parameters(self, keys: KeyTable, file_type: int) -> None:
         """Set the architecture's keys and the file type."""
         set_common_keys(keys, self.architecture, self._config, file_type, self.blocks)
-        keys.u32("lfm2moe.expert_feed_forward_length", self.experts.feed_forward)
+        keys.u32("lfm2moe.expert_feed_forward_length", self.expert_feed_forward)
         keys.u32("lfm2moe.leading_dense_block_count", self.dense_blocks)
         keys.u32("lfm2moe.expert_gating_func", _SIGMOID)
         keys.u32("lfm2moe.vocab_size", self.vocabulary)
@@ -202,12 +214,9 @@ class Lfm2MoeModel(Lfm2Model):
     def _feed_forward(self) -> int:
         return self._config.count("intermediate_size")
 
-    def _layers(self, block: int) -> Iterator[Want]:
-        if block < self.dense_blocks:
-            yield from super()._layers(block)
-            return
-        source, target = f"model.layers.{block}.feed_forward", f"blk.{block}"
-        yield self.experts.router(target, f"{source}.gate.weight")
-        yield Want(f"{target}.exp_probs_b.bias", f"{source}.expert_bias", (self.experts.count,))
-        names = {f"ffn_{inner}_exps": f"{source}.experts.{{}}.{name}.weight" for name, inner in _FEED_FORWARD.items()}
-        yield from self.experts.separate(target, names)
+
+def _mixture(experts: Experts, source: str, target: str) -> Iterator[Want]:
+    yield experts.router(target, f"{source}.gate.weight")
+    yield Want(f"{target}.exp_probs_b.bias", f"{source}.expert_bias", (experts.count,))
+    names = {f"ffn_{inner}_exps": f"{source}.experts.{{}}.{name}.weight" for name, inner in _FEED_FORWARD.items()}
+    yield from experts.separate(target, names)

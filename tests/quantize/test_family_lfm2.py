@@ -121,6 +121,21 @@ def test_mixture(tmp_path: Path) -> None:
     assert np.isfinite(logits_of(tmp_path / "ours.gguf")).all()
 
 
+def test_the_text_model_of_lfm2_vl(tmp_path: Path) -> None:
+    text = {name: value for name, value in DENSE.items() if name != "model_type"}
+    config = {"architectures": ["Lfm2VlForConditionalGeneration"], "model_type": "lfm2_vl", "text_config": text}
+    weights = random_weights(shapes(DENSE))
+    named = {name.replace("model.", "model.language_model.", 1): values for name, values in weights.items()}
+    seen = random_weights({"model.vision_tower.post_layernorm.weight": (8,), "model.multi_modal_projector.a": (2, 2)})
+    folder = write_checkpoint(tmp_path / "Tiny-LFM2", config, {**named, **seen})
+    prepared = prepare(folder, "q8_0")
+    assert prepared.plan.header == prepare(make(tmp_path / "other"), "q8_0").plan.header
+    assert any("vision_tower" in note for note in prepared.notes)
+    folder = write_checkpoint(tmp_path / "plain" / "Tiny-LFM2", DENSE, {**weights, **seen})
+    with pytest.raises(CheckpointError, match="vision_tower"):
+        prepare(folder, "q8_0")
+
+
 def test_early_spelling(tmp_path: Path) -> None:
     folder = make(
         tmp_path, layer_types=None, full_attn_idxs=[1], intermediate_size=None, block_ff_dim=500, theta=5000.0
