@@ -18,7 +18,9 @@ FORMATS = ("human", "json", "quiet")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors, or a GGUF"
+    )
     parser.add_argument(
         "--type", required=True, metavar="T[,T...]",
         help=f"one or several of {', '.join(RECIPES)}; several are made in one read of the source",
@@ -28,11 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
         "ffn_down=q6_k; may be given again, and the first that fits counts",
     )  # fmt: skip
+    parser.add_argument(
+        "--imatrix", type=Path, metavar="FILE", help="importance matrix of llama-imatrix, which says what matters"
+    )
     parser.add_argument("--output-tensor-type", metavar="T", help="type of the output matrix")
     parser.add_argument("--token-embedding-type", metavar="T", help="type of the token embeddings")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here; for several types a folder"
     )
+    parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
@@ -69,8 +75,15 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
     source = arguments.source.expanduser()
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
-    folder, outs = _targets(arguments.out, source.absolute().name, chosen)
-    prepared = pipeline.prepare(source, [recipe.name for recipe in chosen], _overrides(arguments))
+    name = source.stem if source.suffix == ".gguf" else source.absolute().name
+    folder, outs = _targets(arguments.out, name, chosen)
+    prepared = pipeline.prepare(
+        source,
+        [recipe.name for recipe in chosen],
+        _overrides(arguments),
+        allow_requantize=arguments.allow_requantize,
+        importance=arguments.imatrix,
+    )
     reporter.notes(prepared.notes)
     if arguments.dry_run:
         for output, out in zip(prepared.outputs, outs, strict=True):

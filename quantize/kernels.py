@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from app.errors import CheckpointError
 from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
-from quantize.checkpoint import Checkpoint, StoredTensor
+from quantize.checkpoint import Checkpoint, DecodedTensor, StoredTensor
+from quantize.importance import ImportanceMatrix
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS, fill_blocks
 from quantize.plan import PlannedTensor
 from quantize.tensors import Change, Part
@@ -101,29 +102,40 @@ class Workspace:
 
 
 def encode(
-    slabs: Sequence[Slab], checkpoint: Checkpoint, space: Workspace, *, through_bf16: Sequence[bool]
+    slabs: Sequence[Slab],
+    checkpoint: Checkpoint,
+    space: Workspace,
+    *,
+    through_bf16: Sequence[bool],
+    importance: ImportanceMatrix | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Return the bytes of the same rows for each of the files that are made, valid until the workspace is used again.
 
     `slabs` are those rows in each file's own tensor; they are read and widened once. `through_bf16` says for each file
     whether it rounds to bf16 before quantizing, as upstream's intermediate file does. Raises `CheckpointError` that
-    names the tensor if a weight is NaN or infinite, or does not fit into a type.
+    names the tensor if a weight is NaN or infinite, or does not fit into a type. `importance` says how much each column
+    matters; ggml uses it for most of its quantized types.
     """
     part = slabs[0].part
     if part is None:
         return [np.frombuffer(slab.tensor.spec.data or b"", dtype=np.uint8) for slab in slabs]
     if part.scales is not None:
         return [_moved(slabs[0], part, part.scales, checkpoint, space)] * len(slabs)
-    exact = _load(slabs[0], part, checkpoint, space)
+    stored = checkpoint.tensors[part.source]
+    exact: _Weights | None = None
     rounded: _Weights | None = None
     encoded = []
     for place, (slab, rounds) in enumerate(zip(slabs, through_bf16, strict=True)):
+        if isinstance(stored, DecodedTensor) and stored.block_type == slab.tensor.type_name:
+            encoded.append(_copied(slab, stored, checkpoint, space.array(f"out {place}", np.uint8, slab.nbytes)))
+            continue
+        exact = exact or _load(slab, part, checkpoint, space)
         weights = exact
         if rounds and not slab.tensor.spec.keep_f32 and exact.dtype != _BF16:
             if rounded is None:
                 rounded = _Weights(_narrow(exact.f32(), _BF16, space, slab, "rounded"), _BF16, space, "rounded f32")
             weights = rounded
-        encoded.append(_as_type(weights, slab, space, place))
+        encoded.append(_as_type(weights, slab, space, place, importance))
     return encoded
 
 
@@ -149,7 +161,9 @@ def _load(slab: Slab, part: Part, checkpoint: Checkpoint, space: Workspace) -> _
     return _Weights(raw, dtype, space, "values")
 
 
-def _as_type(weights: _Weights, slab: Slab, space: Workspace, place: int) -> NDArray[np.uint8]:
+def _as_type(
+    weights: _Weights, slab: Slab, space: Workspace, place: int, importance: ImportanceMatrix | None
+) -> NDArray[np.uint8]:
     target = slab.tensor.type_name.upper()
     if weights.dtype == target:
         return weights.raw.view(np.uint8)
@@ -160,10 +174,30 @@ def _as_type(weights: _Weights, slab: Slab, space: Workspace, place: int) -> NDA
         return _narrow(values, target, space, slab, f"out {place}").view(np.uint8)
     out = space.array(f"out {place}", np.uint8, slab.nbytes)
     number = TENSOR_TYPE_NUMBERS[slab.tensor.type_name]
-    quantizer.encode_rows(number, values.reshape(-1, slab.tensor.spec.row_weights), out)
+    rows = values.reshape(-1, slab.tensor.spec.row_weights)
+    if importance is None or not importance.fits(slab.tensor):
+        quantizer.encode_rows(number, rows, out)
+    else:
+        encoded = out.reshape(len(rows), -1)
+        for first, end, expert in _by_expert(slab, len(rows)):
+            columns = importance.columns(slab.tensor, expert)
+            quantizer.encode_rows(number, rows[first:end], encoded[first:end], columns)
     if not quantizer.is_valid(number, out):
         raise CheckpointError(_too_large(slab))
     return out
+
+
+def _by_expert(slab: Slab, rows: int) -> Iterator[tuple[int, int, int]]:
+    """Yield where in the slab the rows of an expert begin and end, and its number."""
+    shape = slab.tensor.spec.shape
+    first_row = slab.first_weight // shape[-1]
+    each = shape[-2] if len(shape) >= 3 else slab.tensor.spec.rows
+    first = 0
+    while first < rows:
+        expert, row = divmod(first_row + first, each)
+        end = min(rows, first + each - row)
+        yield first, end, expert
+        first = end
 
 
 def _read(slab: Slab, part: Part, stored: StoredTensor, checkpoint: Checkpoint, space: Workspace) -> NDArray[Any]:
@@ -211,6 +245,14 @@ def _taken(slab: Slab, part: Part, raw: NDArray[Any], width: int, space: Workspa
     out = taken.reshape(-1, part.unit, width)
     np.take(raw.reshape(-1, part.group, width), part.take, axis=1, mode="clip", out=out)
     return taken
+
+
+def _copied(slab: Slab, stored: DecodedTensor, checkpoint: Checkpoint, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Read a slab that is stored in the type that the file wants."""
+    checkpoint.read_into(stored.origins[0], slab.offset, out.data)
+    if not quantizer.is_valid(TENSOR_TYPE_NUMBERS[slab.tensor.type_name], out):
+        raise CheckpointError(f"{stored.shard}: the tensor {stored.name!r} holds NaN or infinite weights")
+    return out
 
 
 def _moved(slab: Slab, part: Part, scales: str, checkpoint: Checkpoint, space: Workspace) -> NDArray[np.uint8]:

@@ -9,14 +9,15 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app.errors import UsageError
-from quantize import dequantize, families
+from quantize import dequantize, families, gguf_source
 from quantize import recipe as recipes
 from quantize.checkpoint import Checkpoint
 from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
+from quantize.importance import ImportanceMatrix, check_importance
 from quantize.kernels import Slab, Workspace, encode, slabs_of
 from quantize.left_out import left_out
 from quantize.metadata import set_general
@@ -26,7 +27,7 @@ from quantize.plan import Plan, plan_file
 from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.source import Source, open_source
-from quantize.tensors import Part
+from quantize.tensors import Part, TensorSpec
 from quantize.verify import Samples, verify
 from quantize.writer import AtomicFile
 
@@ -53,6 +54,9 @@ class Prepared:
     outputs: tuple[Output, ...]
     notes: tuple[str, ...] = ()
     """What people should know: what is left out, and what the family found."""
+    through_bf16: bool = True
+    """Whether quantized files are made of numbers rounded to bf16, as upstream's two steps do."""
+    importance: ImportanceMatrix | None = None
 
     @property
     def plan(self) -> Plan:
@@ -85,14 +89,25 @@ class Result:
     by_type: dict[str, tuple[int, int, int]]
 
 
-def prepare(path: Path, type_names: str | Sequence[str], overrides: Overrides = NO_OVERRIDES) -> Prepared:
+def prepare(
+    path: Path,
+    type_names: str | Sequence[str],
+    overrides: Overrides = NO_OVERRIDES,
+    *,
+    importance: Path | None = None,
+    allow_requantize: bool = False,
+) -> Prepared:
     """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
 
-    Raises `UsageError` for an unknown type or an impossible override, and `BadInputError` for a folder that cannot be
-    used.
+    A GGUF is quantized as llama-quantize does it; one that is quantized already only with `allow_requantize`.
+    `importance` is a file of llama-imatrix. Raises `UsageError` for an unknown type or an impossible override, and
+    `BadInputError` for a folder or a matrix that cannot be used.
     """
     chosen = [recipes.find(name) for name in ([type_names] if isinstance(type_names, str) else type_names)]
+    matrix = _open_importance(importance, chosen)
     _check_recipes(chosen, overrides)
+    if path.is_file() and path.suffix == ".gguf":
+        return _prepare_gguf(path.absolute(), chosen, overrides, matrix, allow_requantize=allow_requantize)
     source = open_source(path)
     checkpoint = Checkpoint.open(source.folder)
     dequantize.decode(checkpoint, source)
@@ -102,11 +117,49 @@ def prepare(path: Path, type_names: str | Sequence[str], overrides: Overrides = 
     set_general(keys, source, family.architecture, ModelSize.of(specs))
     family.set_hyper_parameters(keys, chosen[0].file_type)
     keys.u32("general.quantization_version", QUANTIZATION_VERSION)
-    decided = decide_types(keys, specs, chosen, overrides)
+    decided = decide_types(keys, specs, chosen, overrides, with_importance=matrix is not None)
     family.set_vocabulary(keys)
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
-    outputs = (Output(recipe, plan_file(keys, specs, recipe, decided.get(recipe.name, {}))) for recipe in chosen)
-    return Prepared(source, checkpoint, tuple(outputs), notes)
+    return Prepared(source, checkpoint, _outputs(keys, specs, chosen, decided, matrix), notes, importance=matrix)
+
+
+def _prepare_gguf(
+    path: Path, chosen: list[Recipe], overrides: Overrides, matrix: ImportanceMatrix | None, *, allow_requantize: bool
+) -> Prepared:
+    model = gguf_source.open_gguf(path)
+    chosen = [dataclasses.replace(recipe, quantized=True) for recipe in chosen]  # llama-quantize makes 16-bit files too
+    decided = decide_types(
+        model.keys, model.specs, chosen, overrides, types=model.types, with_importance=matrix is not None
+    )
+    if not allow_requantize:
+        model.check_originals(decided)
+    outputs = _outputs(model.keys, model.specs, chosen, decided, matrix)
+    return Prepared(Source(path.parent), model.checkpoint, outputs, through_bf16=False, importance=matrix)
+
+
+def _outputs(
+    keys: KeyTable,
+    specs: list[TensorSpec],
+    chosen: list[Recipe],
+    decided: Mapping[str, Mapping[str, str]],
+    matrix: ImportanceMatrix | None,
+) -> tuple[Output, ...]:
+    more = {} if matrix is None else matrix.keys
+    outputs = []
+    for recipe in chosen:
+        plan = plan_file(keys, specs, recipe, decided.get(recipe.name, {}), more)
+        if recipe.quantized:
+            check_importance(plan.tensors, matrix)
+        outputs.append(Output(recipe, plan))
+    return tuple(outputs)
+
+
+def _open_importance(path: Path | None, chosen: list[Recipe]) -> ImportanceMatrix | None:
+    if path is None:
+        return None
+    if not any(recipe.quantized for recipe in chosen):
+        raise UsageError("--imatrix: it does nothing for files that are not quantized", param="imatrix")
+    return ImportanceMatrix.open(path)
 
 
 def quantize(
@@ -115,6 +168,8 @@ def quantize(
     out: Path,
     *,
     overrides: Overrides = NO_OVERRIDES,
+    importance: Path | None = None,
+    allow_requantize: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Result:
@@ -122,7 +177,8 @@ def quantize(
 
     Raises `UsageError`, `BadInputError`, `StorageError` or `VerificationError`; then nothing is left behind.
     """
-    return run(prepare(source, type_name, overrides), out, threads=threads, progress=progress)
+    prepared = prepare(source, type_name, overrides, importance=importance, allow_requantize=allow_requantize)
+    return run(prepared, out, threads=threads, progress=progress)
 
 
 def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: Progress | None = None) -> Result:
@@ -143,6 +199,8 @@ def run_all(
     encoded = _encoded(prepared, threads or available_cpus())
     with contextlib.ExitStack() as stack:
         stack.enter_context(prepared.checkpoint)
+        if prepared.importance is not None:
+            stack.enter_context(prepared.importance)
         for target in targets:
             stack.enter_context(target.file)
         stack.enter_context(contextlib.closing(encoded))
@@ -206,10 +264,11 @@ def available_cpus() -> int:
 def _encoded(prepared: Prepared, threads: int) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
     """Yield every slab of every file with its bytes, in the first file's order; the next are computed meanwhile."""
     checkpoint = prepared.checkpoint
-    through_bf16 = [output.recipe.quantized for output in prepared.outputs]
+    through_bf16 = [prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs]
 
     def work(slabs: list[Slab], space: Workspace) -> list[memoryview]:
-        return [data.data for data in encode(slabs, checkpoint, space, through_bf16=through_bf16)]
+        encoded = encode(slabs, checkpoint, space, through_bf16=through_bf16, importance=prepared.importance)
+        return [data.data for data in encoded]
 
     free = [Workspace() for _ in range(threads * 2 + 2)]
     pending: collections.deque[tuple[list[Slab], Workspace, concurrent.futures.Future[list[memoryview]]]]

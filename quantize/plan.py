@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from app.errors import CheckpointError, UsageError
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS, TENSOR_TYPES
-from quantize.header import KeyTable, TensorEntry, aligned, encode_header
+from quantize.header import KeyTable, TensorEntry, Value, aligned, encode_header
 from quantize.recipe import RECIPES, Recipe
 from quantize.tensors import TensorSpec
 
@@ -78,8 +78,16 @@ def make_plan(keys: KeyTable, specs: Iterable[TensorSpec], types: Mapping[str, s
     return Plan(header, tensors, len(header) + offset)
 
 
-def plan_file(keys: KeyTable, specs: Iterable[TensorSpec], recipe: Recipe, decided: Mapping[str, str]) -> Plan:
+def plan_file(
+    keys: KeyTable,
+    specs: Iterable[TensorSpec],
+    recipe: Recipe,
+    decided: Mapping[str, str],
+    more: Mapping[str, Value] = {},
+) -> Plan:
     """Plan a recipe's file. `decided` holds llama.cpp's choice for each tensor of a quantized recipe.
+
+    `more` are keys that only quantized files have, at the end.
 
     Raises `UsageError` if that would quantize a tensor whose weights are quantized in the checkpoint.
     """
@@ -99,7 +107,9 @@ def plan_file(keys: KeyTable, specs: Iterable[TensorSpec], recipe: Recipe, decid
                 f"again, to {decided[spec.name]}; choose {spec.stored_type}_moe, which keeps its bits",
                 param="type",
             )
-    return make_plan(keys.quantized(recipe.file_type), ordered, decided)
+    table = keys.quantized(recipe.file_type)
+    table.values |= more
+    return make_plan(table, ordered, decided)
 
 
 def _without_ones(spec: TensorSpec) -> TensorSpec:
