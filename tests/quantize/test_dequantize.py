@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from app.errors import CheckpointError
+from app.models.gguf import read_header
 from quantize import dequantize, kernels
 from quantize.checkpoint import Checkpoint, DecodedTensor
 from quantize.dequantize import gptq
@@ -108,6 +109,31 @@ def test_the_file_is_that_of_the_plain_checkpoint(
     quantize(folder, "q8_0", tmp_path / "ours.gguf", threads=3)
     quantize(folder.parent / "plain" / "Tiny", "q8_0", tmp_path / "plain.gguf", threads=3)
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["fp8 blocks", "packed int4", "gptq 4"])
+def test_from_f32_is_nearer_to_the_exact_weights(method: str, made: Make, tmp_path: Path) -> None:
+    folder, weights = made(method)
+    quantize(folder, "q8_0", tmp_path / "through bf16.gguf")
+    quantize(folder, "f32", tmp_path / "f32.gguf")
+    quantize(tmp_path / "f32.gguf", "q8_0", tmp_path / "from f32.gguf")
+    exact = weights["model.layers.0.mlp.up_proj.weight"]
+    errors = [
+        float(np.linalg.norm(q8_0(tmp_path / f"{route}.gguf", "blk.0.ffn_up.weight") - exact) / np.linalg.norm(exact))
+        for route in ("from f32", "through bf16")
+    ]
+    assert errors[0] < 0.99 * errors[1] < 0.01
+
+
+def q8_0(path: Path, name: str) -> Array:
+    """Return the weights of a tensor in blocks of an f16 and 32 int8."""
+    header = read_header(path)
+    tensor = next(tensor for tensor in header.tensors if tensor.name == name)
+    assert tensor.type_name == "q8_0"
+    start = header.data_offset + tensor.offset
+    blocks = np.frombuffer(path.read_bytes()[start : start + tensor.nbytes], np.uint8).reshape(-1, 34)
+    scales = blocks[:, :2].copy().view(np.float16).astype(float)
+    return (blocks[:, 2:].copy().view(np.int8) * scales).reshape(tensor.shape)
 
 
 def test_progress_counts_what_is_stored(made: Make, tmp_path: Path) -> None:
