@@ -1,10 +1,11 @@
-"""Write the tokenizer files of a Gemma 4 from the vocabulary that a GGUF carries."""
+"""Write the tokenizer files of a Gemma from the vocabulary that a GGUF carries."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from checkpoint_vocabulary import CONTROL, USER_DEFINED
+from checkpoint_vocabulary import CONTROL, USER_DEFINED, write_tokenizer
 from checkpoint_writer import write_json
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ MORE_ROLES = {
     "eoa_token": "<audio|>",
     "video_token": "<|video|>",
 }
+write_gemma = partial(write_tokenizer, dummy_prefix=False)
+"""Write the files of a Gemma 2 or 3: SentencePiece, but a text does not begin as if a space were before it."""
 
 
 def write_gemma4(folder: Path, vocabulary: Vocabulary, *, context_length: int) -> None:

@@ -72,11 +72,14 @@ class Vocabulary:
         return Vocabulary(self.model, self.pre, tokens, types, merges, [], special, self.add_bos, self.chat_template)
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, context_length: int) -> None:
-    """Write tokenizer.json or tokenizer.model, tokenizer_config.json and special_tokens_map.json."""
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, context_length: int, dummy_prefix: bool = True) -> None:
+    """Write tokenizer.json or tokenizer.model, tokenizer_config.json and special_tokens_map.json.
+
+    `dummy_prefix` is for SentencePiece: whether a text begins as if a space were before it.
+    """
     if vocabulary.model == "llama":
         count = _piece_count(vocabulary)
-        (folder / "tokenizer.model").write_bytes(_sentencepiece_model(vocabulary, count))
+        (folder / "tokenizer.model").write_bytes(_sentencepiece_model(vocabulary, count, dummy_prefix=dummy_prefix))
         added = {text: i for i, text in enumerate(vocabulary.tokens) if i >= count and vocabulary.types[i] != UNUSED}
         if added:
             write_json(folder / "added_tokens.json", added)
@@ -182,7 +185,7 @@ def _piece_count(vocabulary: Vocabulary) -> int:
     return max(i for i, kind in enumerate(vocabulary.types) if kind in {NORMAL, BYTE}) + 1
 
 
-def _sentencepiece_model(vocabulary: Vocabulary, count: int) -> bytes:
+def _sentencepiece_model(vocabulary: Vocabulary, count: int, *, dummy_prefix: bool) -> bytes:
     """Encode a ModelProto (field numbers of sentencepiece_model.proto), as Llama 2's tokenizer.model is one."""
     kinds = [UNKNOWN, CONTROL, CONTROL, *vocabulary.types[3:count]]  # <unk>, <s> and </s>, whatever became of them
     pieces = b"".join(
@@ -191,8 +194,8 @@ def _sentencepiece_model(vocabulary: Vocabulary, count: int) -> bytes:
     )
     bpe = 2
     trainer = proto_number(3, bpe) + proto_number(4, count) + proto_number(25, 1) + proto_number(35, 1)
-    # a dummy prefix, and spaces are kept
-    normalizer = proto_field(1, b"identity") + proto_number(3, 1) + proto_number(4, 0)
+    # spaces are kept
+    normalizer = proto_field(1, b"identity") + proto_number(3, int(dummy_prefix)) + proto_number(4, 0)
     return pieces + proto_field(2, trainer) + proto_field(3, normalizer)
 
 

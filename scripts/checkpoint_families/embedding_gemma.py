@@ -1,5 +1,7 @@
 """EmbeddingGemma: a bare Gemma 3 that looks both ways."""
 
+from checkpoint_gemma import write_gemma
+
 WHAT = "EmbeddingGemma: no `model.` before the names, both ways, Llama 2's vocabulary"
 VOCABULARY = "llama-spm"
 PRE = None
@@ -27,3 +29,4 @@ FILES = {
     "1_Pooling/config.json": {"word_embedding_dimension": 256, "pooling_mode_mean_tokens": True},
     "2_Dense/config.json": {"in_features": 256, "out_features": 512, "bias": False},
 }
+write_tokenizer = write_gemma

@@ -1,5 +1,7 @@
 """Gemma 2: norms that are stored as what they add to 1, four of them in each layer, and capped logits."""
 
+from checkpoint_gemma import write_gemma
+
 WHAT = "Gemma 2: norms stored as what they add to 1, capped logits, Llama 2's vocabulary"
 VOCABULARY = "llama-spm"
 PRE = None
@@ -15,3 +17,4 @@ CONFIG = {
     "query_pre_attn_scalar": 96,
     "sliding_window": 512,
 }
+write_tokenizer = write_gemma

@@ -1,5 +1,7 @@
 """Gemma 3, text only: norms on queries and keys, two bases of the rotary positions."""
 
+from checkpoint_gemma import write_gemma
+
 WHAT = "Gemma 3: norms on queries and keys, linear rope scaling, local rope base, Llama 2's vocabulary"
 VOCABULARY = "llama-spm"
 PRE = None
@@ -16,3 +18,4 @@ CONFIG = {
     "sliding_window": 512,
     "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
 }
+write_tokenizer = write_gemma

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from checkpoint_gemma import write_gemma
+
 WHAT = "Gemma 3's text model out of a multimodal checkpoint: sparse text_config, the vision tower left out"
 VOCABULARY = "llama-spm"
 PRE = None
@@ -29,6 +31,7 @@ CONFIG = {
         "patch_size": 14,
     },
 }
+write_tokenizer = write_gemma
 _HEADS, _KEY_HEADS, _HEAD = 8, 4, 256  # transformers' defaults
 
 

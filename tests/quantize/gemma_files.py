@@ -1,8 +1,12 @@
-"""A small tokenizer.json of Gemma's kind: merges over text whose spaces are written out, and bytes for the rest."""
+"""Small tokenizers of Gemma's two kinds: tokenizer.model, and tokenizer.json with merges over written-out spaces."""
 
 from __future__ import annotations
 
+import functools
+import io
 from typing import Any
+
+from sentencepiece import SentencePieceTrainer
 
 SPACE = "\u2581"
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<|image|>"]
@@ -14,6 +18,24 @@ TOKENS = [
     *"acdfg",
 ]
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+
+
+@functools.cache
+def sentencepiece_model() -> bytes:
+    """Train a small SentencePiece BPE that takes texts as they are."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox", "jumps over the lazy dog"] * 20), model_writer=model,
+        vocab_size=300, model_type="bpe", byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
+        normalization_rule_name="identity", hard_vocab_limit=False, minloglevel=2, num_threads=1,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def sentencepiece_files() -> dict[str, Any]:
+    """Return the files of a Gemma 2 or 3."""
+    settings = {"tokenizer_class": "GemmaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return {"tokenizer.model": sentencepiece_model(), "tokenizer_config.json": settings | {"add_bos_token": True}}
 
 
 def tokenizer_files() -> dict[str, Any]:

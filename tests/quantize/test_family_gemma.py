@@ -14,7 +14,7 @@ from app.errors import BadInputError, CheckpointError, TokenizerError
 from app.llama.model import VocabularyModel
 from app.models.gguf import Header
 from quantize.pipeline import prepare
-from tests.quantize.checkpoints import sentencepiece_files, vocabulary_size
+from tests.quantize.checkpoints import vocabulary_size
 from tests.quantize.family_files import (
     Arrays,
     changed_config,
@@ -24,9 +24,9 @@ from tests.quantize.family_files import (
     random_weights,
     write_checkpoint,
 )
-from tests.quantize.gemma_files import FLAGS, SPACE, TOKENS, tokenizer_files
+from tests.quantize.gemma_files import FLAGS, SPACE, TOKENS, sentencepiece_files, tokenizer_files
 
-TOKENIZER = sentencepiece_files(as_json=False)
+TOKENIZER = sentencepiece_files()
 VOCABULARY = vocabulary_size(TOKENIZER)
 HIDDEN, WIDTH, HEADS, KEY_HEADS, HEAD = 256, 480, 4, 2, 96
 GEMMA2: dict[str, Any] = {
