@@ -52,6 +52,8 @@ def set_unigram_vocabulary(
             words, prefix, merge_spaces, characters = _from_pieces(source, size, mask)
         else:
             words, prefix, merge_spaces, characters = _from_json(source, tokenizer, size)
+        if characters and int.from_bytes(characters[:4], "little") > len(characters) - 4:
+            raise ValueError("the normalizer's map of characters is cut off")
         words.set_keys(keys, "t5", "default")
         keys.boolean("tokenizer.ggml.add_space_prefix", prefix)
         keys.u32("tokenizer.ggml.token_type_count", token_types)
@@ -83,7 +85,9 @@ def _from_pieces(source: Source, size: int, mask: int | None) -> tuple[Vocabular
         words.tokens[mask], words.scores[mask], words.types[mask] = "<mask>", 0.0, CONTROL
     settings = dict(_fields(normalizer))
     characters = settings.get(2, b"")
-    return words, bool(settings.get(3, 1)), bool(settings.get(4, 1)), bytes(characters or b"")
+    if not isinstance(characters, bytes):
+        raise TypeError(f"the map of characters in {_PIECES_FILE}")
+    return words, bool(settings.get(3, 1)), bool(settings.get(4, 1)), characters
 
 
 def _from_json(source: Source, tokenizer: dict[str, Any], size: int) -> tuple[Vocabulary, bool, bool, bytes]:
@@ -95,6 +99,8 @@ def _from_json(source: Source, tokenizer: dict[str, Any], size: int) -> tuple[Vo
         )
     settings = source.tokenizer_config or {}
     pieces: dict[str, int] = {piece: token for token, (piece, _) in enumerate(model["vocab"])}
+    if not all(isinstance(piece, str) for piece in pieces):
+        raise ValueError("a piece that is not text")
     entries = added_tokens(source, {**tokenizer, "model": {"vocab": pieces}})
     added = {text: entry["id"] for text, entry in entries.items()}
     by_id = {token: text for text, token in (pieces | added).items()}

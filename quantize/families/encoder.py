@@ -53,7 +53,7 @@ def class_names(config: Config, *, unnamed: int = 2) -> list[str]:
     else:
         try:
             names = [stated[place] for place in sorted(stated, key=int)]
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise CheckpointError(f"{config.path}: id2label is not a map from numbers to names: {error}") from error
         if not all(isinstance(name, str) for name in names):
             raise CheckpointError(f"{config.path}: id2label is {stated!r}; names were expected")

@@ -214,6 +214,7 @@ def test_a_pooling_that_cannot_be_carried_over(name: str, content: Any, complain
         ({"num_hidden_layers": 10**9}, "1000000000 layers"),
         ({"max_position_embeddings": 128}, "position_embeddings"),
         ({"id2label": {"a": "b"}}, "id2label"),
+        ({"id2label": [7, 8]}, "id2label"),
         ({"id2label": {"0": 1, "1": 2, "2": 3}}, "id2label"),
     ],
 )

@@ -206,8 +206,24 @@ def test_a_damaged_or_foreign_vocabulary(tmp_path: Path) -> None:
     (source / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": {"type": "NFKC"}}))
     with pytest.raises(TokenizerError, match="Precompiled"):
         prepare(source, "q8_0")
-    (source / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": {"type": "Unigram"}}))
-    with pytest.raises(TokenizerError, match="damaged"):
+    vocabulary = tokenizer["model"]["vocab"]
+    cut = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(characters()[:99]).decode()}
+    for damage in (
+        {"model": {"type": "Unigram"}},
+        {"model": {"type": "Unigram", "vocab": [[5, 0.0], *vocabulary[1:]]}},
+        {"normalizer": cut},
+    ):
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer | damage))
+        with pytest.raises(TokenizerError, match="damaged"):
+            prepare(source, "q8_0")
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_a_vocabulary_larger_than_the_embeddings(pieces: bool, tmp_path: Path) -> None:
+    weights = weights_of()
+    weights["embeddings.word_embeddings.weight"] = weights["embeddings.word_embeddings.weight"][:20]
+    source = make(tmp_path / "Model", weights, pieces=pieces, vocab_size=20)
+    with pytest.raises(TokenizerError, match="leaves room for 20"):
         prepare(source, "q8_0")
 
 
