@@ -11,6 +11,7 @@ from app.models.gguf import read_header
 from quantize.pipeline import prepare, quantize
 from quantize.recipe import RECIPES
 from tests.quantize.checkpoints import Shape, make_checkpoint
+from tests.quantize.test_family_mixtral import make as make_mixtral
 from tests.quantize.test_identity import tensor_bytes
 
 # eight blocks and four heads to a key: the least that shows every rule of the mixtures
@@ -57,6 +58,16 @@ def test_floats_are_rounded_as_llama_cpp_rounds(name: str, folders: list[Path], 
     assert tensor_bytes(ours) == tensor_bytes(theirs)
     assert ours.metadata == theirs.metadata
     assert {tensor.type_name for tensor in ours.tensors} == {"f32", name}
+
+
+def test_experts_become_mxfp4(tmp_path: Path) -> None:
+    source, _ = make_mixtral(tmp_path)
+    quantize(source, "bf16", tmp_path / "bf16.gguf")
+    quantize(source, "mxfp4_moe", tmp_path / "ours.gguf", threads=2)
+    quantizer.quantize_file(tmp_path / "bf16.gguf", tmp_path / "theirs.gguf", RECIPES["mxfp4_moe"].file_type)
+    assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+    types = {tensor.type_name for tensor in read_header(tmp_path / "ours.gguf").tensors if "_exps" in tensor.name}
+    assert types == {"mxfp4"}
 
 
 def test_the_mixtures_mix(folders: list[Path]) -> None:
