@@ -66,6 +66,8 @@ class GraniteHybridModel(GraniteMoeModel):
         keys.u32(f"{prefix}.ssm.group_count", self.groups)
         keys.u32(f"{prefix}.ssm.inner_size", self.inner)
         keys.u32(f"{prefix}.ssm.time_step_rank", self.mamba_heads)
+        if self._config.first("attn_rotary_emb"):
+            keys.u32(f"{prefix}.rope.dimension_count", self._config.count("attn_rotary_emb"))
         heads = [self.key_heads if has else 0 for has in self.has_attention]  # 0 is how llama.cpp knows Mamba's layers
         keys.array(f"{prefix}.attention.head_count_kv", ValueType.INT32, heads)
         keys.boolean(f"{prefix}.rope.scaling.finetuned", all(self.has_attention))

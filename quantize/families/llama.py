@@ -144,7 +144,8 @@ class LlamaModel:
         factor = config.rope_number("factor", 8.0)
         low, high = config.rope_number("low_freq_factor", 1.0), config.rope_number("high_freq_factor", 4.0)
         trained = config.rope_number("original_max_position_embeddings", 8192)
-        if low == high or min(base, factor, low, high, trained) <= 0:
+        numbers = (base, factor, low, high, trained)
+        if low == high or min(numbers) <= 0 or max(numbers) > float(np.finfo(np.float32).max):
             raise CheckpointError(f"{config.path}: impossible rope_scaling {scaling}")
         factors = llama3_rope_factors(self.head_size, base, factor, low, high, trained)
         return [TensorSpec("rope_freqs.weight", (self.head_size // 2,), data=factors.tobytes(), keep_f32=True)]

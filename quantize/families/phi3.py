@@ -32,6 +32,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 1.0,
     }
 }
+_MOST = float(np.finfo(np.float32).max)
 _ROPE_KINDS = {"longrope", "su", "yarn"}  # for Phi-3 the later two are older names of the first
 
 
@@ -150,6 +151,10 @@ def _rope_factors(config: Config, pairs: int) -> dict[str, np.ndarray[tuple[int]
         if not isinstance(values, list) or len(values) != pairs:
             raise CheckpointError(f"{config.path}: the rope scaling's {name}_factor must be a list of {pairs} numbers")
         numbers = [config.finite(f"rope {name}_factor", value) for value in values]
+        if not 0 < min(numbers) <= max(numbers) <= _MOST:
+            raise CheckpointError(
+                f"{config.path}: the rope scaling's {name}_factor has numbers that cannot slow anything"
+            )
         factors[name] = np.array(numbers, dtype=np.float32)
     return factors
 

@@ -41,9 +41,10 @@ class SmolLM3Model(LlamaModel):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._check_rotary_layers()
-        if "sliding_attention" in (self._config.fields.get("layer_types") or []):
+        kinds = self._config.fields.get("layer_types")
+        if kinds is not None and kinds != ["full_attention"] * len(kinds if isinstance(kinds, list) else ""):
             raise CheckpointError(
-                f"{self._config.path}: layer_types has sliding windows; llama.cpp's SmolLM3 has full attention only"
+                f"{self._config.path}: layer_types is {kinds!r}; llama.cpp's SmolLM3 has full attention in all layers"
             )
 
     def _check_rotary_layers(self) -> None:

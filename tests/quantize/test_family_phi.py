@@ -168,6 +168,8 @@ def test_damaged_added_tokens(tmp_path: Path) -> None:
         ({"rope_scaling": LONG["rope_scaling"]}, "list of 16 numbers"),
         ({**LONG, "rope_scaling": {**LONG["rope_scaling"], "short_factor": None}}, "short_factor"),
         ({**LONG, "rope_scaling": {**LONG["rope_scaling"], "short_factor": ["1"] * PAIRS}}, "short_factor"),
+        ({**LONG, "rope_scaling": {**LONG["rope_scaling"], "short_factor": [1e300] * PAIRS}}, "short_factor"),
+        ({**LONG, "rope_scaling": {**LONG["rope_scaling"], "long_factor": [0.0] * PAIRS}}, "long_factor"),
         ({**LONG, "original_max_position_embeddings": 1}, "original_max_position_embeddings"),
         ({"original_max_position_embeddings": 4096.5}, "original_max_position_embeddings"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor"),

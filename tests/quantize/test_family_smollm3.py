@@ -98,6 +98,8 @@ def test_an_output_matrix_of_its_own(tmp_path: Path) -> None:
         ({"no_rope_layers": "1110"}, "no_rope_layers"),
         ({"no_rope_layers": None, "no_rope_layer_interval": 2}, "no_rope_layer_interval"),
         ({"layer_types": ["sliding_attention"] * LAYERS}, "layer_types"),
+        ({"layer_types": 4}, "layer_types"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 1e300}}, "impossible rope_scaling"),
         ({"num_hidden_layers": 10**9, "no_rope_layers": None}, "1000000000 layers"),
         ({"tie_word_embeddings": False}, "lm_head.weight"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
