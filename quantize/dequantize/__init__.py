@@ -28,8 +28,8 @@ METHODS: dict[str, Decode] = {
 }
 _INSTEAD = "give the revision of the model that is not quantized (bf16 or f16), or one in a format that is read: "
 _REFUSED = {
-    "awq": "AWQ packs weights for its own kernels, and its scales cannot be undone exactly",
-    "bitsandbytes": "bitsandbytes stores weights as codes of its own code books",
+    "awq": "AWQ packs weights in the order of its own kernels, which is not read",
+    "bitsandbytes": "bitsandbytes stores weights as codes of its own code books, which are not read",
 }
 
 

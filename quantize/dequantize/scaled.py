@@ -39,11 +39,12 @@ class Scaled:
         np.take(table_of(self.weight.dtype), raw, out=out, mode="clip")
         rows = self._scale_rows(first, len(out))
         low, count = int(rows.min()), int(np.ptp(rows)) + 1
+        width = -(-out.shape[1] // self.block[-1])
         if self.zero is not None:
-            zeros = table_of("I8")[read_rows(checkpoint, self.zero, low, count)][rows - low]
+            zeros = table_of("I8")[read_rows(checkpoint, self.zero, low, count, width)][rows - low]
             view, spread = blockwise(out, zeros, self.block[-1])
             np.subtract(view, spread, out=view)
-        scales = read_scales(checkpoint, self.scale, low, count)
+        scales = read_scales(checkpoint, self.scale, low, count, width)
         view, spread = blockwise(out, scales[rows - low], self.block[-1])
         np.multiply(view, spread, out=view)
 

@@ -45,9 +45,15 @@ def item_bytes(dtype: str) -> int:
     return _ITEM_BYTES.get(dtype, 1)
 
 
-def read_rows(checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int) -> NDArray[np.uint8]:
-    """Return the bytes of some rows of a stored tensor, u8 (count, bytes of a row)."""
-    width = tensor.shape[-1] if tensor.shape else 1
+def read_rows(
+    checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int, width: int | None = None
+) -> NDArray[np.uint8]:
+    """Return the bytes of some rows of a stored tensor, u8 (count, bytes of a row).
+
+    A row has `width` numbers, by default as many as the last axis.
+    """
+    if width is None:
+        width = tensor.shape[-1]
     raw = np.empty((count, width * item_bytes(tensor.dtype)), dtype=np.uint8)
     checkpoint.read_into(tensor, first * raw.shape[1], raw.reshape(-1).data)
     return raw
@@ -64,9 +70,12 @@ def to_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
     return table_of(dtype)[raw]
 
 
-def read_scales(checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int) -> NDArray[np.float32]:
+def read_scales(
+    checkpoint: Checkpoint, tensor: StoredTensor, first: int, count: int, width: int | None = None
+) -> NDArray[np.float32]:
     """Return some rows of scales in f32. Raises `CheckpointError` that names the tensor if one is not finite."""
-    scales = to_f32(read_rows(checkpoint, tensor, first, count), "F8_E8M0" if tensor.dtype == "U8" else tensor.dtype)
+    raw = read_rows(checkpoint, tensor, first, count, width)
+    scales = to_f32(raw, "F8_E8M0" if tensor.dtype == "U8" else tensor.dtype)
     if not np.isfinite(scales).all():
         raise CheckpointError(f"{tensor.shard}: the tensor {tensor.name!r} holds NaN or infinite scales")
     return scales

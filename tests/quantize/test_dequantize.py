@@ -19,11 +19,12 @@ from app.models.gguf import read_header
 from quantize import dequantize, kernels
 from quantize.checkpoint import Checkpoint, DecodedTensor
 from quantize.dequantize import gptq
+from quantize.dequantize.scaled import scaled
 from quantize.dequantize.values import table_of
 from quantize.pipeline import prepare, quantize, run
 from quantize.source import open_source
-from tests.quantize.checkpoints import write_raw_safetensors
-from tests.quantize.quantized import E4M3, E5M2, METHODS, Array, make_quantized
+from tests.quantize.checkpoints import write_raw_safetensors, write_safetensors
+from tests.quantize.quantized import E4M3, E5M2, FINITE_E4M3, METHODS, Array, make_quantized
 
 Make = Callable[[str], tuple[Path, dict[str, Array]]]
 
@@ -160,6 +161,26 @@ def test_bands_are_read_once(method: str, made: Make, monkeypatch: pytest.Monkey
                 assert bands > 1
                 orders = 4 * width * (bands - 1)  # g_idx is read with each band
                 assert checkpoint.read - before <= tensor.nbytes + orders
+
+
+@pytest.mark.parametrize("scale_shape", [(3, 2, 2), (3, 1, 1), (3,), (3, 1, 130), (1,), ()])
+def test_stacked_experts(scale_shape: tuple[int, ...], tmp_path: Path) -> None:
+    shape, random = (3, 96, 130), np.random.default_rng(1)
+    codes = random.choice(FINITE_E4M3, shape)
+    scales = random.random(scale_shape, dtype=np.float32)
+    stored = {"w": ("F8_E4M3", shape, codes.tobytes()), "s": ("F32", scale_shape, scales.tobytes())}
+    write_safetensors(tmp_path / "model.safetensors", stored)
+    checkpoint = Checkpoint.open(tmp_path)
+    blocks = ((64, 128),) if scale_shape == (3, 2, 2) else (None,)
+    checkpoint.tensors["w"] = scaled(checkpoint.tensors["w"], checkpoint.tensors["s"], blocks=blocks)
+    if scale_shape == (3, 2, 2):
+        scales = scales.repeat(64, 1).repeat(128, 2)[:, :96, :130]
+    exact = E4M3[codes] * scales.reshape(*scales.shape, *(1,) * (3 - scales.ndim)).astype(float)
+    piece = np.empty(100 * 130 + 7, dtype=np.float32)
+    with checkpoint:
+        assert np.array_equal(bits_of(checkpoint, "w"), exact.astype(np.float32).view(np.uint32))
+        checkpoint.read_into(checkpoint.tensors["w"], 4 * (77 * 130 + 5), piece.view(np.uint8).data)
+    assert np.array_equal(piece, exact.astype(np.float32).ravel()[77 * 130 + 5 :][: len(piece)])
 
 
 def test_kept_bands_are_bounded() -> None:
