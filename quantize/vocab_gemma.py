@@ -12,6 +12,7 @@ from quantize.header import KeyTable
 from quantize.source import Source
 from quantize.special_tokens import find_special_tokens
 from quantize.vocab import (
+    CONTROL,
     NORMAL,
     USER_DEFINED,
     Vocabulary,
@@ -36,10 +37,15 @@ def set_gemma4_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
     Raises `TokenizerError` that says which file is missing, damaged or of another kind.
     """
     with damage_named(source):
-        words = _read(source, size, set())
+        words = _read(source, size)
         words.types = [
             USER_DEFINED if text in _SHOWN else kind for text, kind in zip(words.tokens, words.types, strict=True)
         ]
+        if changed := _mark_added_tokens(words, source, unused=False):
+            source.notes.append(
+                f"added tokens that tokenizer_config.json does not name: {changed}; they are marked so that llama.cpp "
+                f"finds them in a text, which upstream's converter does not do"
+            )
         words.set_keys(keys, "gemma4", "")
         find_special_tokens(source).set_keys(keys)
     keys.boolean("tokenizer.ggml.add_space_prefix", False)
@@ -49,32 +55,52 @@ def set_gemma4_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
 def set_gemma_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
     """Set the tokenizer's keys of a Gemma 2 or 3 whose tokenizer.model is gone; errors as above."""
     with damage_named(source):
-        added = [(entry["content"], entry.get("special")) for entry in tokenizer_json(source).get("added_tokens") or []]
-        control = {text for text, special in added if special or looks_special(text)}
-        words = _read(source, size, control)
-        made = {merge.replace(" ", "", 1) for merge in words.merges}
-        unmade = {text for text, _ in added if text not in control and text not in made}
-        words.types = [
-            USER_DEFINED if kind == NORMAL and text in unmade else kind
-            for text, kind in zip(words.tokens, words.types, strict=True)
-        ]
+        if tokenizer_json(source).get("normalizer") != _NORMALIZER:
+            raise TokenizerError(
+                f"{source.folder / 'tokenizer.json'}: Gemma's normalizer turns spaces into {_SPACE!r} and does nothing "
+                f"else; tokenizer.model is needed"
+            )
+        words = _read(source, size)
+        _mark_added_tokens(words, source, unused=True)
         words.set_keys(keys, "gemma4", "")
         find_special_tokens(source, size).set_keys(keys)
     keys.boolean("tokenizer.ggml.add_space_prefix", False)
 
 
-def _read(source: Source, size: int, control: set[str]) -> Vocabulary:
-    path, tokenizer = source.folder / "tokenizer.json", tokenizer_json(source)
+def _read(source: Source, size: int) -> Vocabulary:
+    tokenizer = tokenizer_json(source)
     if not is_sentencepiece(tokenizer):
         raise TokenizerError(
-            f"{path}: Gemma's tokenizer is a BPE with byte_fallback and a decoder that is a Sequence; this one is not"
+            f"{source.folder / 'tokenizer.json'}: Gemma's tokenizer is a BPE with byte_fallback and a decoder that is "
+            f"a Sequence; this one is not"
         )
-    if tokenizer.get("normalizer") != _NORMALIZER:
-        raise TokenizerError(f"{path}: Gemma's normalizer turns spaces into {_SPACE!r} and does nothing else")
-    control = control | _ALWAYS_CONTROL | _more_special_tokens(source.tokenizer_config or {})
+    control = _ALWAYS_CONTROL | _more_special_tokens(source.tokenizer_config or {})
     words = converted_sentencepiece(source, tokenizer, size, control=control)
     words.merges = merges_of(source, tokenizer["model"].get("merges"))
     return words
+
+
+def _mark_added_tokens(words: Vocabulary, source: Source, *, unused: bool) -> int:
+    """Give added tokens that no merge makes a type by which llama.cpp finds them in a text; return how many.
+
+    `unused` says whether that goes for the many placeholders as well.
+    """
+    made = {merge.replace(" ", "", 1) for merge in words.merges}
+    kinds: dict[str | bytes, int] = {}
+    for entry in tokenizer_json(source).get("added_tokens") or []:
+        text = entry["content"]
+        if entry.get("special") or (unused and looks_special(text)):
+            kinds[text] = CONTROL
+        elif text not in made and not looks_special(text):
+            kinds[text] = USER_DEFINED
+    places = [
+        token
+        for token, (text, kind) in enumerate(zip(words.tokens, words.types, strict=True))
+        if kind == NORMAL and text in kinds
+    ]
+    for token in places:
+        words.types[token] = kinds[words.tokens[token]]
+    return len(places)
 
 
 def _more_special_tokens(settings: dict[str, Any]) -> set[str]:

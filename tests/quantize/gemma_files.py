@@ -16,6 +16,9 @@ TOKENS = [
     *(f"<0x{byte:02X}>" for byte in range(256)),
     *dict.fromkeys(part for merge in MERGES for part in (*merge, "".join(merge))),
     *"acdfg",
+    "<tool_a>",
+    "<tool_b>",
+    "<unused7>",
 ]
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
 
@@ -62,6 +65,6 @@ def tokenizer_files() -> dict[str, Any]:
         "bos_token": "<bos>",
         "eos_token": "<eos>",
         "extra_special_tokens": {"sot_token": "<|turn>", "eot_token": {"content": "<turn|>"}},
-        "model_specific_special_tokens": {"soc_token": "<|channel>"},
+        "model_specific_special_tokens": {"soc_token": "<|channel>", "image_token": "<|image|>"},
     }
     return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}

@@ -22,7 +22,7 @@ from tests.quantize.family_files import (
     random_weights,
     write_checkpoint,
 )
-from tests.quantize.gemma_files import SPACE, TOKENS, tokenizer_files
+from tests.quantize.gemma_files import FLAGS, SPACE, TOKENS, tokenizer_files
 
 HIDDEN, HEADS, HEAD, FULL_HEAD, INNER, EXPERTS = 256, 4, 64, 128, 16, 3
 VOCABULARY = len(TOKENS)
@@ -209,12 +209,19 @@ def test_layers_of_their_own_size_may_be_said_one_by_one(tmp_path: Path) -> None
 
 def test_vocabulary(tmp_path: Path) -> None:
     source = make(tmp_path, MIXTURE)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    for text in ("<tool_a>", "<tool_b>", "<unused7>"):
+        entry = {"id": TOKENS.index(text), "content": text, "special": text == "<tool_a>", **FLAGS}
+        tokenizer["added_tokens"].append(entry)
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
     header = check_against_llama_cpp(source, tmp_path, [])
+    assert "does not name: 2;" in prepare(source, "q8_0").notes[0]
     keys = header.metadata
     types = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True))
     assert keys["tokenizer.ggml.model"] == "gemma4"
     assert "tokenizer.ggml.pre" not in keys
-    kinds = {"<bos>": 3, "<turn|>": 3, "<|channel>": 4, "<|image|>": 1, "the": 1, "<0x41>": 6}
+    kinds = {"<bos>": 3, "<turn|>": 3, "<|channel>": 4, "<|image|>": 3, "the": 1, "<0x41>": 6}
+    kinds |= {"<tool_a>": 3, "<tool_b>": 4, "<unused7>": 1}
     assert {text: types[text] for text in kinds} == kinds
     assert keys["tokenizer.ggml.merges"][1] == f"{SPACE} th"
     assert keys["tokenizer.ggml.add_space_prefix"] is False
