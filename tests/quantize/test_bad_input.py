@@ -264,7 +264,7 @@ def test_the_same_tensor_in_two_shards(tmp_path: Path) -> None:
 
 
 def test_an_unknown_type_lists_the_known_ones(source: Path, out: Path) -> None:
-    with pytest.raises(UsageError, match="unknown type 'q4_9'; known types: q8_0, q6_k, q5_k_m, .*, bf16$"):
+    with pytest.raises(UsageError, match=r"unknown type 'q4_9'; known types: q8_0, q6_k, q5_k_m, .*, bf16$"):
         quantize(source, "q4_9", out)
 
 
