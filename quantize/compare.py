@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from quantize.pipeline import available_cpus  # noqa: PLC0415 - keeps numpy out of `pestle --help`
+    from quantize.encoding import available_cpus  # noqa: PLC0415 - keeps numpy out of `pestle --help`
     from quantize.plot import scatter  # noqa: PLC0415
     from quantize.quality import measure  # noqa: PLC0415
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
-import math
-import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from app.errors import UsageError
 from quantize import dequantize, families, gguf_source
 from quantize import recipe as recipes
 from quantize.checkpoint import Checkpoint
+from quantize.encoding import available_cpus, encoded
 from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
 from quantize.importance import ImportanceMatrix, check_importance
-from quantize.kernels import Slab, Workspace, encode, slabs_of
+from quantize.kernels import Slab
 from quantize.left_out import left_out
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
@@ -196,15 +193,21 @@ def run_all(
         _check_target(out, prepared)
     targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
     done, total = 0, prepared.source_bytes
-    encoded = _encoded(prepared, threads or available_cpus())
+    pieces_of_slabs = encoded(
+        [output.plan for output in prepared.outputs],
+        prepared.checkpoint,
+        threads or available_cpus(),
+        through_bf16=[prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs],
+        importance=prepared.importance,
+    )
     with contextlib.ExitStack() as stack:
         stack.enter_context(prepared.checkpoint)
         if prepared.importance is not None:
             stack.enter_context(prepared.importance)
         for target in targets:
             stack.enter_context(target.file)
-        stack.enter_context(contextlib.closing(encoded))
-        for slabs, pieces in encoded:
+        stack.enter_context(contextlib.closing(pieces_of_slabs))
+        for slabs, pieces in pieces_of_slabs:
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)
             part, first = slabs[0].part, slabs[0].first_row
@@ -249,53 +252,6 @@ def _result(output: Output, out: Path, source_bytes: int, seconds: float) -> Res
     plan = output.plan
     weights = sum(tensor.spec.weights for tensor in plan.tensors)
     return Result(out, output.recipe.name, plan.file_size, source_bytes, weights, seconds, plan.by_type())
-
-
-def available_cpus() -> int:
-    """Return how many processors this process may use: the smaller of its affinity and its cgroup's quota."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            cpus = min(cpus, math.ceil(int(quota) / int(period)))
-    return max(1, cpus)
-
-
-def _encoded(prepared: Prepared, threads: int) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
-    """Yield every slab of every file with its bytes, in the first file's order; the next are computed meanwhile."""
-    checkpoint = prepared.checkpoint
-    through_bf16 = [prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs]
-
-    def work(slabs: list[Slab], space: Workspace) -> list[memoryview]:
-        encoded = encode(slabs, checkpoint, space, through_bf16=through_bf16, importance=prepared.importance)
-        return [data.data for data in encoded]
-
-    free = [Workspace() for _ in range(threads * 2 + 2)]
-    pending: collections.deque[tuple[list[Slab], Workspace, concurrent.futures.Future[list[memoryview]]]]
-    pending = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
-        try:
-            for slabs in _slabs(prepared):
-                if not free:
-                    done, space, future = pending.popleft()
-                    yield done, future.result()
-                    free.append(space)
-                space = free.pop()
-                pending.append((slabs, space, pool.submit(work, slabs, space)))
-            while pending:
-                done, _, future = pending.popleft()
-                yield done, future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _slabs(prepared: Prepared) -> Iterator[list[Slab]]:
-    """Yield the same rows of every file together."""
-    others = [{tensor.spec.name: tensor for tensor in output.plan.tensors} for output in prepared.outputs[1:]]
-    for tensor in prepared.plan.tensors:
-        same = [tensors[tensor.spec.name] for tensors in others]
-        for slab in slabs_of(tensor):
-            yield [slab, *(dataclasses.replace(slab, tensor=other) for other in same)]
 
 
 def _check_recipes(chosen: list[Recipe], overrides: Overrides) -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from app.errors import CheckpointError, UsageError
 from app.models.gguf import read_header
+from quantize.encoding import available_cpus
 from quantize.families.mapping import Want
 from quantize.header import KeyTable
 from quantize.kernels import SLAB_WEIGHTS, slabs_of
 from quantize.model_names import NameParts, size_label, split_name, title
-from quantize.pipeline import available_cpus, quantize
+from quantize.pipeline import quantize
 from quantize.plan import llama_cpp_order, make_plan
 from quantize.recipe import RECIPES, find
 from quantize.reporting import HumanReporter, size
