@@ -13,8 +13,9 @@ from pathlib import Path
 
 from quantize.checkpoint import Checkpoint
 from quantize.importance import ImportanceMatrix
-from quantize.kernels import Slab, Workspace, encode, slabs_of
+from quantize.kernels import encode
 from quantize.plan import Plan
+from quantize.slabs import Slab, Workspace, slabs_of
 
 
 def available_cpus() -> int:

@@ -15,7 +15,6 @@ from quantize.checkpoint import Checkpoint
 from quantize.encoding import available_cpus, encoded
 from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
 from quantize.importance import ImportanceMatrix, check_importance
-from quantize.kernels import Slab
 from quantize.left_out import left_out
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
@@ -23,6 +22,7 @@ from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
 from quantize.plan import Plan, plan_file
 from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
+from quantize.slabs import Slab
 from quantize.source import Source, open_source
 from quantize.tensors import Part, TensorSpec
 from quantize.verify import Samples, verify

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.errors import CheckpointError, UsageError
 from app.models.gguf import read_header
-from quantize import kernels
+from quantize import slabs
 from quantize.pipeline import prepare, quantize
 from tests.quantize.family_files import (
     VOCABULARY,
@@ -114,7 +114,7 @@ def ggml_numbers(raw: bytes, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("slab", [1 << 17, 1000])
 def test_bits_of_mxfp4_are_moved(slab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SLAB_WEIGHTS", slab)
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", slab)
     weights = packed_weights()
     header = check_against_llama_cpp(packed(tmp_path), tmp_path, ["mxfp4_moe"])
     assert header.metadata["general.file_type"] == 38
@@ -132,7 +132,7 @@ def test_bits_of_mxfp4_are_moved(slab: int, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("slab", [1 << 20, 5000])
 def test_plain_experts_are_turned(slab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_STRIDED_SLAB_WEIGHTS", slab)
+    monkeypatch.setattr(slabs, "STRIDED_SLAB_WEIGHTS", slab)
     weights = plain_weights()
     source = write_checkpoint(tmp_path / "Tiny-OSS", CONFIG, weights)
     header = check_against_llama_cpp(source, tmp_path, ["q8_0", "mxfp4_moe"])

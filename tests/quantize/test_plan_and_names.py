@@ -14,12 +14,12 @@ from app.models.gguf import read_header
 from quantize.encoding import available_cpus
 from quantize.families.mapping import Want
 from quantize.header import KeyTable
-from quantize.kernels import SLAB_WEIGHTS, slabs_of
 from quantize.model_names import NameParts, size_label, split_name, title
 from quantize.pipeline import quantize
 from quantize.plan import llama_cpp_order, make_plan
 from quantize.recipe import RECIPES, find
 from quantize.reporting import HumanReporter, size
+from quantize.slabs import SLAB_WEIGHTS, slabs_of
 from quantize.tensors import TensorSpec, rope_pairs
 from tests.quantize.checkpoints import Shape, make_checkpoint
 
