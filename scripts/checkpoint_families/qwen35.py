@@ -4,7 +4,7 @@ from typing import Any
 
 WHAT = "Qwen3.5: linear attention with more heads of values than of keys, an MTP layer, tied; a vision part left out"
 VOCABULARY = "qwen35"
-PRE = None
+PRE = "qwen35"  # the vocabulary is that of Qwen2, for which upstream takes it
 TEXT = {
     "model_type": "qwen3_5_text",
     "hidden_size": 256,

@@ -6,7 +6,7 @@ from checkpoint_families import qwen35
 
 WHAT = "Qwen3.5 MoE: stacks of gates over ups, a shared expert, an MTP layer, untied"
 VOCABULARY = "qwen35"
-PRE = None
+PRE = "qwen35"  # the vocabulary is that of Qwen2, for which upstream takes it
 CONFIG: dict[str, Any] = {
     **qwen35.TEXT,
     "architectures": ["Qwen3_5MoeForCausalLM"],

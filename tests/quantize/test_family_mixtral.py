@@ -22,7 +22,7 @@ from tests.quantize.family_files import (
     write_checkpoint,
 )
 
-HIDDEN, WIDTH, HEADS, HEAD, KEY_HEADS, LAYERS, EXPERTS = 256, 256, 8, 32, 2, 2, 11
+HIDDEN, WIDTH, HEADS, HEAD, KEY_HEADS, LAYERS, EXPERTS = 256, 64, 8, 32, 2, 2, 11
 CONFIG: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
@@ -94,7 +94,7 @@ def test_every_byte_is_llama_cpps(tmp_path: Path) -> None:
         ({"num_experts_per_tok": 0}, "experts that cannot be"),
         ({"n_group": 11}, "experts that cannot be: .*n_group 11"),
         ({"n_group": 2, "topk_group": 1}, "experts that cannot be: .*n_group 2"),
-        ({"intermediate_size": 512}, r"w1.weight' has shape \(256, 256\); config.json asks for \(512, 256\)"),
+        ({"intermediate_size": 512}, r"w1.weight' has shape \(64, 256\); config.json asks for \(512, 256\)"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.quantize.family_files import (
     write_checkpoint,
 )
 
-HIDDEN, WIDTH, HEADS, KEY_HEADS, LAYERS = 256, 384, 8, 2, 2
+HIDDEN, WIDTH, HEADS, KEY_HEADS, LAYERS = 256, 192, 8, 2, 2
 QWEN2: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",

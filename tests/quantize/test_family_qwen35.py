@@ -24,7 +24,7 @@ from tests.quantize.family_files import (
     write_checkpoint,
 )
 
-HIDDEN, WIDTH, HEADS, KEY_HEADS, HEAD, EXPERTS = 256, 256, 4, 2, 64, 6
+HIDDEN, WIDTH, HEADS, KEY_HEADS, HEAD, EXPERTS = 256, 64, 4, 2, 64, 6
 KINDS = ["linear_attention", "full_attention", "linear_attention"]
 KEYS, VALUES, SIZE, KERNEL = 2, 6, 32, 4  # of linear attention
 KEY_ROWS, VALUE_ROWS = KEYS * SIZE, VALUES * SIZE

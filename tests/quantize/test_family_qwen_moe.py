@@ -24,7 +24,7 @@ from tests.quantize.family_files import (
     write_checkpoint,
 )
 
-HIDDEN, WIDTH, SHARED, HEADS, KEY_HEADS, LAYERS, EXPERTS = 256, 256, 128, 8, 2, 2, 11
+HIDDEN, WIDTH, SHARED, HEADS, KEY_HEADS, LAYERS, EXPERTS = 256, 64, 128, 8, 2, 2, 11
 QWEN2: dict[str, Any] = {
     "architectures": ["Qwen2MoeForCausalLM"],
     "model_type": "qwen2_moe",
@@ -181,5 +181,5 @@ def test_stacks_of_another_shape_are_refused(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.experts.gate_up_proj"
     weights[name] = weights[name][:, :-1]
     source = write_checkpoint(tmp_path / "Tiny-Mixture", QWEN3, weights)
-    with pytest.raises(CheckpointError, match=rf"{name}' has shape \(11, 511, 256\); config.json asks for \(11, 512"):
+    with pytest.raises(CheckpointError, match=rf"{name}' has shape \(11, 127, 256\); config.json asks for \(11, 128"):
         prepare(source, "q8_0")
