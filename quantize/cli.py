@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
         "ffn_down=q6_k; may be given again, and the first that fits counts",
     )  # fmt: skip
-    parser.add_argument(
-        "--imatrix", type=Path, metavar="FILE", help="importance matrix of llama-imatrix, which says what matters"
-    )
+    parser.add_argument("--imatrix", metavar="FILE", help="importance matrix of llama-imatrix, which says what matters")
     parser.add_argument("--output-tensor-type", metavar="T", help="type of the output matrix")
     parser.add_argument("--token-embedding-type", metavar="T", help="type of the token embeddings")
     parser.add_argument(

@@ -55,20 +55,21 @@ class ImportanceMatrix:
         self._file = -1
 
     @classmethod
-    def open(cls, path: Path) -> ImportanceMatrix:
-        """Index a file and check all its numbers.
+    def open(cls, name: Path | str) -> ImportanceMatrix:
+        """Index a file and check all its numbers. Its name goes into the quantized file, as it was given.
 
         Raises `ModelFileError` for anything that is damaged, and `StorageError` if the file can't be read.
         """
+        path, raw_name = Path(name).expanduser(), os.fsencode(name)
         try:
             with path.open("rb") as file:
-                is_gguf = file.read(len(MAGIC)) == MAGIC
-                matrix = _from_gguf(path, file.fileno()) if is_gguf else _from_legacy(path, file.fileno())
-                for name, entry in matrix.entries.items():
-                    _check_numbers(path, file.fileno(), name, entry)
+                read = _from_gguf if file.read(len(MAGIC)) == MAGIC else _from_legacy
+                entries, dataset, chunks = read(path, file.fileno())
+                for tensor, entry in entries.items():
+                    _check_numbers(path, file.fileno(), tensor, entry)
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-        return matrix
+        return cls(path, entries, dataset, chunks, raw_name)
 
     @property
     def keys(self) -> dict[str, Value]:
@@ -137,7 +138,7 @@ def _experts(tensor: PlannedTensor) -> int:
     return tensor.spec.shape[-3] if len(tensor.spec.shape) >= 3 else 1
 
 
-def _from_gguf(path: Path, file: int) -> ImportanceMatrix:
+def _from_gguf(path: Path, file: int) -> tuple[dict[str, Entry], bytes | None, int]:
     header = read_header(path)
     lacking = [key for key in (_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE) if key not in header.metadata]
     if lacking:
@@ -146,8 +147,7 @@ def _from_gguf(path: Path, file: int) -> ImportanceMatrix:
     if header.types[_CHUNK_COUNT] is not ValueType.UINT32 or header.types[_DATASETS] is not ValueType.ARRAY:
         raise _refused(path, "its keys have other types than expected")
     dataset = datasets[0].encode(errors="surrogateescape") if datasets and isinstance(datasets[0], str) else None
-    entries = _gguf_entries(path, file, header)
-    return ImportanceMatrix(path, entries, dataset, chunks if chunks < 1 << 31 else 0, os.fsencode(path))
+    return _gguf_entries(path, file, header), dataset, chunks if chunks < 1 << 31 else 0
 
 
 def _gguf_entries(path: Path, file: int, header: Header) -> dict[str, Entry]:
@@ -174,7 +174,7 @@ def _gguf_entries(path: Path, file: int, header: Header) -> dict[str, Entry]:
     return entries
 
 
-def _from_legacy(path: Path, file: int) -> ImportanceMatrix:
+def _from_legacy(path: Path, file: int) -> tuple[dict[str, Entry], bytes | None, int]:
     size = os.fstat(file).st_size
     position = 0
 
@@ -209,7 +209,7 @@ def _from_legacy(path: Path, file: int) -> ImportanceMatrix:
         length = number("the length of the data set's name")
         if 0 < length <= size - position:
             dataset = take(min(length, _KEY_BYTES), "the data set's name").partition(b"\0")[0]
-    return ImportanceMatrix(path, entries, dataset, chunks, os.fsencode(path))
+    return entries, dataset, chunks
 
 
 def _numbers(path: Path, file: int, offset: int, count: int) -> NDArray[np.float32]:

@@ -91,7 +91,7 @@ def prepare(
     type_names: str | Sequence[str],
     overrides: Overrides = NO_OVERRIDES,
     *,
-    importance: Path | None = None,
+    importance: Path | str | None = None,
     allow_requantize: bool = False,
 ) -> Prepared:
     """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
@@ -151,7 +151,7 @@ def _outputs(
     return tuple(outputs)
 
 
-def _open_importance(path: Path | None, chosen: list[Recipe]) -> ImportanceMatrix | None:
+def _open_importance(path: Path | str | None, chosen: list[Recipe]) -> ImportanceMatrix | None:
     if path is None:
         return None
     if not any(recipe.quantized for recipe in chosen):
@@ -165,7 +165,7 @@ def quantize(
     out: Path,
     *,
     overrides: Overrides = NO_OVERRIDES,
-    importance: Path | None = None,
+    importance: Path | str | None = None,
     allow_requantize: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,

@@ -281,3 +281,11 @@ def test_sums_without_counts(tmp_path: Path) -> None:
 def test_no_such_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder / "dense"), "--type", "q8_0", "--imatrix", "/nowhere/m.gguf"]) == 4
     assert "/nowhere/m.gguf: cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_the_name_is_kept_as_it_was_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for name in ("./dense.imatrix", f"{'./' * 80}dense.imatrix"):
+        command = ["dense", "--type", "q4_0", "--imatrix", name, "--out", "named.gguf", "--format", "quiet"]
+        assert main(command) == 0
+        assert read_header(folder / "named.gguf").metadata["quantize.imatrix.file"] == name[:127]
