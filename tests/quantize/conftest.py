@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.quantize.checkpoints import SHAPES, make_checkpoint
+from tests.quantize.quantized import Array, Make, make_quantized
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +28,16 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Return a function from a method to a quantized checkpoint and its exact weights. Tests don't change these."""
+    return functools.cache(lambda method: _quantized(tmp_path_factory.mktemp("quantized") / "Tiny", method))
+
+
+def _quantized(folder: Path, method: str) -> tuple[Path, dict[str, Array]]:
+    return folder, make_quantized(folder, method)
 
 
 @pytest.fixture

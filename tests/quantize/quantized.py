@@ -18,6 +18,7 @@ import numpy as np
 from tests.quantize.checkpoints import Shape, encode, make_checkpoint, shapes_of, write_safetensors
 
 Array = np.ndarray[Any, Any]
+Make = Callable[[str], tuple[Path, dict[str, Array]]]  # from a method to a folder, made once, and its weights
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 Made = tuple[dict[str, tuple[str, Array]], Array]  # suffix of the name → dtype and array; the weights in float64
 
@@ -243,3 +244,9 @@ def make_quantized(folder: Path, name: str) -> dict[str, Array]:
 def _raw(dtype: str, values: Array) -> tuple[str, tuple[int, ...], bytes]:
     data = encode(values, dtype) if dtype in {"BF16", "F16", "F32"} else values.tobytes()
     return dtype, values.shape, data
+
+
+def set_settings(folder: Path, value: Any) -> None:
+    """Let config.json say this of the quantization."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": value}))
