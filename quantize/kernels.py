@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from app.errors import CheckpointError
 from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
-from quantize.checkpoint import Checkpoint, DecodedTensor, StoredTensor
+from quantize.checkpoint import Checkpoint, DecodedTensor
 from quantize.importance import ImportanceMatrix
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS, fill_blocks
 from quantize.slabs import Slab, Workspace, read_rows, read_weights
