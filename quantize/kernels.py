@@ -20,6 +20,7 @@ from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS, fill_blocks
 from quantize.slabs import Slab, Workspace, read_rows, read_weights
 from quantize.tensors import Change, Part
 
+_MXFP4 = TENSOR_TYPE_NUMBERS["mxfp4"]
 _F16, _BF16, _F32 = "F16", "BF16", "F32"
 _EXPONENTS: dict[str, tuple[Any, int]] = {  # all ones: infinity or not a number
     _F16: (np.uint16, 0x7C00),
@@ -47,7 +48,8 @@ def encode(
     if part is None:
         return [np.frombuffer(slab.tensor.spec.data or b"", dtype=np.uint8) for slab in slabs]
     if part.scales is not None:
-        return [_moved(slabs[0], part, part.scales, checkpoint, space)] * len(slabs)
+        blocks = _moved(slabs[0], part, part.scales, checkpoint, space)
+        return [_again(blocks, slab, space, place, importance) for place, slab in enumerate(slabs)]
     stored = checkpoint.tensors[part.source]
     exact: _Weights | None = None
     rounded: _Weights | None = None
@@ -140,11 +142,22 @@ def _moved(slab: Slab, part: Part, scales: str, checkpoint: Checkpoint, space: W
     exponents = checkpoint.tensors[scales]
     codes = read_rows(slab, part, checkpoint.tensors[part.source], part.width // 16, np.uint64, checkpoint, space)
     powers = read_rows(slab, part, exponents, part.width // BLOCK_WEIGHTS, np.uint8, checkpoint, space)
-    out = space.array("out", np.uint8, slab.nbytes)
+    out = space.array("blocks", np.uint8, slab.weights // BLOCK_WEIGHTS * BLOCK_BYTES)
     fill_blocks(out.reshape(-1, BLOCK_BYTES), codes.reshape(-1, 2), powers)
-    if not quantizer.is_valid(TENSOR_TYPE_NUMBERS["mxfp4"], out):
+    if not quantizer.is_valid(_MXFP4, out):
         raise CheckpointError(f"{exponents.shard}: the tensor {exponents.name!r} holds scales that are not a number")
     return out
+
+
+def _again(
+    blocks: NDArray[np.uint8], slab: Slab, space: Workspace, place: int, importance: ImportanceMatrix | None
+) -> NDArray[np.uint8]:
+    """Return MXFP4 blocks as they are, or quantized again, as llama.cpp does it: not by way of bf16."""
+    if slab.tensor.type_name == "mxfp4":
+        return blocks
+    values = space.array("decoded", np.float32, slab.weights)
+    quantizer.decode_rows(_MXFP4, blocks, values)
+    return _as_type(_Weights(values.view(np.uint32), _F32, space, "values"), slab, space, place, importance)
 
 
 def _changed(change: Change, raw: NDArray[Any], dtype: str, space: Workspace, slab: Slab) -> NDArray[Any]:

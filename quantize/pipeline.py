@@ -19,7 +19,7 @@ from quantize.left_out import left_out
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
-from quantize.plan import Plan, plan_file
+from quantize.plan import Plan, check_originals, plan_file
 from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.slabs import Slab
@@ -96,7 +96,8 @@ def prepare(
 ) -> Prepared:
     """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
 
-    A GGUF is quantized as llama-quantize does it; one that is quantized already only with `allow_requantize`.
+    A GGUF is quantized as llama-quantize does it; one that is quantized already only with `allow_requantize`, as are
+    weights that a checkpoint holds in one of ggml's types.
     `importance` is a file of llama-imatrix. Raises `UsageError` for an unknown type or an impossible override, and
     `BadInputError` for a folder or a matrix that cannot be used.
     """
@@ -115,6 +116,8 @@ def prepare(
     family.set_hyper_parameters(keys, chosen[0].file_type)
     keys.u32("general.quantization_version", QUANTIZATION_VERSION)
     decided = decide_types(keys, specs, chosen, overrides, with_importance=matrix is not None)
+    if not allow_requantize:
+        check_originals(specs, decided)
     family.set_vocabulary(keys)
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
     return Prepared(source, checkpoint, _outputs(keys, specs, chosen, decided, matrix), notes, importance=matrix)

@@ -88,8 +88,6 @@ def plan_file(
     """Plan a recipe's file. `decided` holds llama.cpp's choice for each tensor of a quantized recipe.
 
     `more` are keys that only quantized files have, at the end.
-
-    Raises `UsageError` if that would quantize a tensor whose weights are quantized in the checkpoint.
     """
     if not recipe.quantized:
         specs = list(specs)
@@ -100,16 +98,27 @@ def plan_file(
     missing = [spec.name for spec in ordered if spec.name not in decided]
     if missing:
         raise CheckpointError(f"llama.cpp chose no type for {', '.join(missing[:5])}")
-    for spec in ordered:
-        if spec.stored_type not in {None, decided[spec.name]}:
-            raise UsageError(
-                f"the tensor {spec.name!r} is {spec.stored_type} in the checkpoint and would lose by being quantized "
-                f"again, to {decided[spec.name]}; choose {spec.stored_type}_moe, which keeps its bits",
-                param="type",
-            )
     table = keys.quantized(recipe.file_type)
     table.values |= more
     return make_plan(table, ordered, decided)
+
+
+def check_originals(specs: Iterable[TensorSpec], decided: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise `UsageError` if a tensor that is quantized in the checkpoint would be quantized again, to another type.
+
+    `decided` holds llama.cpp's choices for each recipe.
+    """
+    stored = {spec.name: spec.stored_type for spec in specs if spec.stored_type}
+    for recipe, types in decided.items():
+        for name, type_name in stored.items():
+            wanted = types.get(name, type_name)
+            if wanted != type_name:
+                raise UsageError(
+                    f"the tensor {name!r} is {type_name} in the checkpoint; to make it {wanted} for "
+                    f"{recipe.upper()} adds one error to another. {type_name}_moe keeps its bits; --allow-requantize "
+                    "does it nevertheless",
+                    param="allow-requantize",
+                )
 
 
 def _without_ones(spec: TensorSpec) -> TensorSpec:

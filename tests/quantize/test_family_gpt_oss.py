@@ -11,9 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from app.errors import CheckpointError, UsageError
+from app.llama import quantizer
 from app.models.gguf import read_header
 from quantize import slabs
 from quantize.pipeline import prepare, quantize
+from quantize.recipe import RECIPES
 from tests.quantize.family_files import (
     VOCABULARY,
     Arrays,
@@ -161,8 +163,18 @@ def test_progress_counts_what_is_read(tmp_path: Path) -> None:
 
 
 def test_mxfp4_is_not_quantized_again(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"blk\.0\.ffn_down_exps\.weight.*q8_0.*choose mxfp4_moe"):
+    with pytest.raises(UsageError, match=r"blk\.0\.ffn_(down|gate|up)_exps\.weight.*q8_0.*mxfp4_moe keeps"):
         prepare(packed(tmp_path), "q8_0")
+
+
+def test_mxfp4_is_quantized_again_if_asked(tmp_path: Path) -> None:
+    source = packed(tmp_path)
+    quantize(source, "bf16", tmp_path / "bf16.gguf")
+    for name in ("q8_0", "q4_k_m"):
+        quantize(source, name, tmp_path / "ours.gguf", allow_requantize=True)
+        file_type = RECIPES[name].file_type
+        quantizer.quantize_file(tmp_path / "bf16.gguf", tmp_path / "theirs.gguf", file_type, allow_requantize=True)
+        assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
 def test_a_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
