@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from app.errors import BadInputError, CheckpointError, TokenizerError
 from app.llama.model import VocabularyModel
 from app.models.gguf import Header
+from quantize.cli import main
 from quantize.pipeline import prepare
 from tests.quantize.checkpoints import vocabulary_size
 from tests.quantize.family_files import (
@@ -170,6 +171,19 @@ def test_text_model_of_a_multimodal_one(prefix: str, tmp_path: Path) -> None:
     assert keys["gemma3.attention.key_length"] == 256
     assert keys["gemma3.attention.head_count_kv"] == 1
     assert keys["tokenizer.ggml.eos_token_id"] == 2
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = random_weights({"vision_tower.vision_model.post_layernorm.weight": (32,)})
+    source = make(tmp_path, IMAGES, weights_of(IMAGES, "language_model.model.") | other)
+    arguments = [str(source), "--type", "q8_0", "--dry-run", "--out", str(tmp_path / "out.gguf")]
+    line = "left out: vision_tower (1 tensor, 64 bytes)"
+    assert main(arguments) == 0
+    assert f"note: {line}\n" in capsys.readouterr().err
+    assert main([*arguments, "--format", "json"]) == 0
+    assert {"event": "note", "message": line} in map(json.loads, capsys.readouterr().out.splitlines())
+    assert main([*arguments, "--format", "quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_embedding_gemma(tmp_path: Path) -> None:
