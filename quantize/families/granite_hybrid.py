@@ -49,6 +49,10 @@ class GraniteHybridModel(GraniteMoeModel):
                 f"{config.path}: without experts shared_intermediate_size ({self.shared_feed_forward}) and "
                 f"intermediate_size ({self.feed_forward}) must be the same"
             )
+        if config.fields.get("hidden_act", "silu") != "silu":
+            raise CheckpointError(
+                f"{config.path}: hidden_act is {config.fields['hidden_act']!r}; llama.cpp has silu here"
+            )
         self.kernel = config.count("mamba_d_conv")
         self.state = config.count("mamba_d_state")
         self.groups = config.count("mamba_n_groups")
