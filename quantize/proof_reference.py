@@ -86,9 +86,14 @@ class _TokenizersReference:
             return _KEEPS_SPACES
         normalizer = self._tokenizer.normalizer
         if type(normalizer).__name__ == "BertNormalizer":
-            if self.encode([_as_llama_cpp_prepares(text)])[0] == found:
-                return "llama.cpp drops vowel signs and Korean vowels with the accents"
+            spaced = text.translate({0x0B: " ", 0x0C: " "})
+            if found in self.encode([spaced, _as_llama_cpp_prepares(spaced)]):
+                return "llama.cpp prepares text for WordPiece in its own way (vowel signs, Korean, \\v and \\f)"
             return None
+        if type(self._tokenizer.model).__name__ == "Unigram":
+            plain = unicodedata.normalize("NFKC", text.replace("\x85", " "))
+            if self.encode([plain])[0] == llama_cpp(plain):
+                return "llama.cpp normalizes text as SentencePiece does, and tokenizer.json in part (NFKC, U+0085)"
         if normalizer is not None:
             normal = normalizer.normalize_str(stripped)
             if normal != text and llama_cpp(normal) == expected:
@@ -161,7 +166,7 @@ def _without_stripped_spaces(text: str, specials: list[Special]) -> str:
 def _as_llama_cpp_prepares(text: str) -> str:
     """Do what llama.cpp does before it looks up words of a WordPiece vocabulary, where BERT does otherwise."""
     kept: list[str] = []
-    for letter in text.translate({0x0B: " ", 0x0C: " "}):
+    for letter in text:
         parts = unicodedata.normalize("NFD", letter)
         if "\uac00" <= letter <= "\ud7a3":
             kept.append(parts[0])

@@ -151,6 +151,18 @@ def test_llama_cpp_tokenizes_as_the_checkpoint_does(pieces: bool, tmp_path: Path
     assert keys["tokenizer.ggml.tokens"][-1] == (f"[PAD{len(words()) - 2}]" if pieces else "<mask>")
 
 
+def test_the_proof_names_what_upstream_leaves_out_and_finds_another_vocabulary(tmp_path: Path) -> None:
+    source = make(tmp_path / "Model")
+    assert any("leaves out <mask>" in note for note in prepare(source, "q8_0").prove())
+    tokenizer = tokenizer_files()["tokenizer.json"]
+    for pair in tokenizer["model"]["vocab"]:
+        if len(pair[0]) > 1:
+            pair[1] = -100.0
+    changed_json(source / "tokenizer.json", **tokenizer)
+    with pytest.raises(TokenizerError, match="read text in another way"):
+        prepare(source, "q8_0").prove()
+
+
 def test_a_reranker_has_its_head(tmp_path: Path) -> None:
     head: dict[str, tuple[int, ...]] = {
         "classifier__dense__weight": (HIDDEN, HIDDEN),
