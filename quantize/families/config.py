@@ -94,7 +94,12 @@ class Config:
             rope["rope_type"] = rope["type"]  # the older spelling
         if not isinstance(rope.get("rope_type", ""), str | None):
             raise CheckpointError(f"{self.path}: the rope scaling {rope['rope_type']!r} is not known")
-        if "full_attention" in rope or "sliding_attention" in rope:
+        nested = [name for name in ("full_attention", "sliding_attention") if name in rope]
+        for name in nested:
+            if not isinstance(rope[name] or {}, dict):
+                raise CheckpointError(f"{self.path}: the rope of {name} is {rope[name]!r}; an object was expected")
+            rope[name] = rope[name] or {}
+        if nested:
             return rope
         if local := self.first(*_LOCAL_THETA):
             rope["sliding_attention"] = {"rope_theta": self.fields[local]}
