@@ -84,11 +84,13 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
     )
     reporter.notes(prepared.notes)
     if arguments.dry_run:
+        reporter.notes(prepared.prove())
         for output, out in zip(prepared.outputs, outs, strict=True):
             reporter.plan(output, out)
         return
     with _made(folder):
         results = pipeline.run_all(prepared, outs, threads=arguments.threads, progress=reporter.progress)
+    reporter.notes(prepared.prove())
     for result in results:
         reporter.done(result)
 

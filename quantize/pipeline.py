@@ -20,6 +20,7 @@ from quantize.metadata import set_general
 from quantize.model_size import ModelSize
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
 from quantize.plan import Plan, check_originals, plan_file
+from quantize.proof import Proof, start_proof
 from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.slabs import Slab
@@ -55,6 +56,9 @@ class Prepared:
     """Whether quantized files are made of numbers rounded to bf16, as upstream's two steps do."""
     importance: ImportanceMatrix | None = None
 
+    proof: Proof | None = None
+    """That llama.cpp will read text rightly, under way."""
+
     @property
     def plan(self) -> Plan:
         """The plan of the first file, in whose order the source is read."""
@@ -64,6 +68,10 @@ class Prepared:
     def source_bytes(self) -> int:
         """The bytes of the weights that will be read."""
         return sum(self.bytes_read(part, part.rows) for tensor in self.plan.tensors for part in tensor.spec.parts)
+
+    def prove(self) -> tuple[str, ...]:
+        """Wait for the proof of the tokenizer and return what people should know. Raises `TokenizerError`."""
+        return () if self.proof is None else self.proof.wait()
 
     def bytes_read(self, part: Part, rows: int) -> int:
         """Return the bytes of the source that so many rows of a part take."""
@@ -119,8 +127,10 @@ def prepare(
     if not allow_requantize:
         check_originals(specs, decided)
     family.set_vocabulary(keys)
+    proof = start_proof(keys, source)
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
-    return Prepared(source, checkpoint, _outputs(keys, specs, chosen, decided, matrix), notes, importance=matrix)
+    outputs = _outputs(keys, specs, chosen, decided, matrix)
+    return Prepared(source, checkpoint, outputs, notes, importance=matrix, proof=proof)
 
 
 def _prepare_gguf(
@@ -210,7 +220,11 @@ def run_all(
         for target in targets:
             stack.enter_context(target.file)
         stack.enter_context(contextlib.closing(pieces_of_slabs))
+        if prepared.proof is not None:
+            stack.enter_context(contextlib.closing(prepared.proof))
         for slabs, pieces in pieces_of_slabs:
+            if prepared.proof is not None:
+                prepared.proof.check()
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)
             part, first = slabs[0].part, slabs[0].first_row
@@ -221,6 +235,7 @@ def run_all(
                 progress(done, total)
         for target in targets:
             target.check()
+        prepared.prove()
         for target in targets:
             target.file.publish()
     seconds = time.monotonic() - began

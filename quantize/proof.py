@@ -24,27 +24,33 @@ from app.errors import StorageError, TokenizerError
 from quantize.header import KeyTable, encode_header
 from quantize.source import Source
 
-SECONDS = 60.0
+SECONDS = 120.0
 """After which a proof counts as hanging; the largest vocabularies take a few seconds."""
 
 _GRACE_SECONDS = 5.0
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LLAMA_CPP_LIB_PATH")
+_SPECIAL_NAMES = ("phi-3", "phi3", "modern-bert")  # for which llama.cpp has rules of their own
 _END_KEYS = ("tokenizer.ggml.eom_token_id", "tokenizer.ggml.eot_token_id")
 
 
 @dataclasses.dataclass
-class _Proven:
+class _Found:
+    """What the process has said so far; shared by all who ask the same."""
+
     missing_ends: list[int] | None = None
     notes: tuple[str, ...] | None = None
     error: str | None = None
+    no_start: str | None = None
+    process: subprocess.Popen[str] | None = None
+    changed: threading.Condition = dataclasses.field(default_factory=threading.Condition)
 
     @property
     def is_over(self) -> bool:
-        return self.notes is not None or self.error is not None
+        return self.notes is not None or self.error is not None or self.no_start is not None
 
 
-_proven: dict[bytes, _Proven] = {}
+_known: dict[bytes, _Found] = {}  # what is proven, or being proven
 
 
 class Proof:
@@ -55,22 +61,22 @@ class Proof:
         self._folder = source.folder
         self._seconds = seconds
         self._digest = _digest(keys, source, list(ends))
-        self._changed = threading.Condition()
-        known = _proven.get(self._digest)
-        self._found = known or _Proven()
-        self._process: subprocess.Popen[str] | None = None
+        known = _known.get(self._digest)
+        self._found = known or _Found()
         if known is None:
             self._start(keys, list(ends))
 
     def check(self) -> None:
-        """Raise `TokenizerError` if the proof has failed by now."""
+        """Raise `TokenizerError` if the proof has failed by now, `StorageError` if it could not be started."""
+        if self._found.no_start is not None:
+            raise StorageError(self._found.no_start)
         if self._found.error is not None:
             raise TokenizerError(self._found.error)
 
     def wait(self) -> tuple[str, ...]:
         """Wait for the end and return what people should know. Raises `TokenizerError` that shows what differs."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._found.is_over, self._seconds + _GRACE_SECONDS)
+        with self._found.changed:
+            self._found.changed.wait_for(lambda: self._found.is_over, self._seconds + _GRACE_SECONDS)
         if not self._found.is_over:
             self.close()
             raise TokenizerError(self._timeout())
@@ -79,8 +85,8 @@ class Proof:
 
     def missing_ends(self) -> list[int]:
         """Wait until llama.cpp has loaded the vocabulary; return the tokens that should end an answer and would not."""
-        with self._changed:
-            self._changed.wait_for(
+        with self._found.changed:
+            self._found.changed.wait_for(
                 lambda: self._found.missing_ends is not None or self._found.is_over, self._seconds + _GRACE_SECONDS
             )
         self.check()
@@ -88,9 +94,11 @@ class Proof:
 
     def close(self) -> None:
         """End the process, if it still runs."""
-        if self._process is not None and self._process.poll() is None:
+        process = self._found.process
+        if process is not None and not self._found.is_over:
+            self._forget()
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                process.kill()
 
     def _start(self, keys: KeyTable, ends: list[int]) -> None:
         task = {"folder": str(self._folder), "ends": ends, "seconds": self._seconds}
@@ -100,7 +108,7 @@ class Proof:
         try:
             with _header_file(keys) as header:
                 task["header"] = header.name if isinstance(header.name, str) else f"/proc/self/fd/{header.fileno()}"
-                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                     [sys.executable, "-P", "-m", "quantize.proof_child", json.dumps(task)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -109,13 +117,15 @@ class Proof:
                     text=True,
                     pass_fds=(header.fileno(),),
                 )
-                arguments = (self._process, complaints)
-                reader = threading.Thread(target=self._read, args=arguments, name="proof", daemon=True)
-                reader.start()
+                self._found.process = process
+                _known[self._digest] = self._found
+                threading.Thread(target=self._read, args=(process, complaints), name="proof", daemon=True).start()
                 if isinstance(header.name, str):
                     self.missing_ends()  # the file goes away with the block
         except OSError as error:
-            raise StorageError(f"the tokenizer's proof cannot be started: {error}") from error
+            # told when the proof is waited for: a full disk has a better message before that
+            self._found.no_start = f"the tokenizer's proof cannot be started: {error}"
+            complaints.close()
 
     def _read(self, process: subprocess.Popen[str], complaints: IO[bytes]) -> None:
         assert process.stdout is not None  # noqa: S101 - it was asked for
@@ -130,15 +140,19 @@ class Proof:
             self._take({"event": "error", "message": self._what_ended_it(code, said)})
 
     def _take(self, event: dict[str, Any]) -> None:
-        with self._changed:
+        with self._found.changed:
             if event["event"] == "vocabulary":
                 self._found.missing_ends = event["missing_ends"]
             elif event["event"] == "done":
                 self._found.notes = tuple(event["notes"])
-                _proven[self._digest] = self._found
             else:
                 self._found.error = event["message"]
-            self._changed.notify_all()
+                self._forget()
+            self._found.changed.notify_all()
+
+    def _forget(self) -> None:
+        if _known.get(self._digest) is self._found:
+            del _known[self._digest]
 
     def _what_ended_it(self, code: int, said: str) -> str:
         if code == -signal.SIGALRM:
@@ -224,8 +238,10 @@ def _content(keys: KeyTable, key: str) -> Any:
 def _digest(keys: KeyTable, source: Source, ends: list[int]) -> bytes:
     """Tell apart what could be read in another way: the keys that count, the files that are compared with."""
     counted = KeyTable()
-    names = {"general.architecture", "general.name"}
-    counted.values = {key: value for key, value in keys.values.items() if key in names or key.startswith("tokenizer.")}
+    counted.values = {key: value for key, value in keys.values.items() if key.startswith("tokenizer.")}
+    name = str(_content(keys, "general.name")).lower()
+    counted.text("general.architecture", _content(keys, "general.architecture") or "")
+    counted.text("general.name", ",".join(special for special in _SPECIAL_NAMES if special in name))
     digest = hashlib.sha256(encode_header(counted, ()))
     for name in _FILES:
         content = source.read_bytes(name)

@@ -24,7 +24,9 @@ from quantize.proof_reference import Ids, Reference, open_reference
 from quantize.proof_template import render_samples
 from quantize.proof_texts import texts
 
-_AT_ONCE = 500
+_ALONE = 1000  # so many texts are compared one by one, the others as lines of longer ones, for
+_LINES = 10  # llama.cpp compiles its regular expressions anew for each: a millisecond or two for some splitters
+_AT_ONCE = 100
 _SHOWN_BEFORE, _SHOWN_AFTER = 3, 5
 _SHOWN_NAMES = 5
 _PADDING = re.compile(r"\[PAD\d+\]")  # what stands where the file has no token
@@ -107,7 +109,7 @@ class _Comparison:
     def texts(self) -> None:
         """Compare the texts; the two libraries work side by side, for both let go of Python's lock."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            batches = list(_batches(texts()))
+            batches = list(_batches(_grouped(texts())))
             coming = collections.deque(pool.submit(self._reference.encode, batch) for batch in batches)
             try:
                 for batch in batches:
@@ -121,10 +123,18 @@ class _Comparison:
             if found != ids:
                 reason = self._reference.leeway(text, ids, self._llama_cpp)
                 if reason is None:
+                    self._refuse_line(kind, text)
                     self._refuse(kind, text, ids, found)
                 else:
                     self._leeway[reason] += 1
         self._compared += len(batch)
+
+    def _refuse_line(self, kind: str, text: str) -> None:
+        """Show the first line that differs by itself, if one does: it says more than all of them."""
+        for line in text.split("\n"):
+            expected, found = self._reference.encode([line])[0], self._llama_cpp(line)
+            if expected != found and self._reference.leeway(line, expected, self._llama_cpp) is None:
+                self._refuse(kind, line, expected, found)
 
     def _llama_cpp(self, text: str) -> Ids:
         ids: Ids = self._model.tokenize(text, parse_special=True).tolist()
@@ -151,6 +161,11 @@ class _Comparison:
         before = ["…"] if first else []
         after = ["…"] if place + _SHOWN_AFTER < len(ids) else []
         return ", ".join([*before, *shown, *after]) or "no token"
+
+
+def _grouped(all_texts: list[str]) -> list[str]:
+    rest = all_texts[_ALONE:]
+    return all_texts[:_ALONE] + ["\n".join(rest[first : first + _LINES]) for first in range(0, len(rest), _LINES)]
 
 
 def _batches(all_texts: list[str]) -> Iterator[list[str]]:

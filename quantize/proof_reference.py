@@ -63,6 +63,8 @@ class _TokenizersReference:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exceptions
             raise TokenizerError(f"{path}: the tokenizers library cannot read it: {error}") from error
+        self._tokenizer.no_padding()  # as sentence-transformers leaves it in the file
+        self._tokenizer.no_truncation()
         self._relaxed: Any = None
         steering = _steering_tokens(path.parent)
         self.specials = [
@@ -107,7 +109,7 @@ class _TokenizersReference:
     def _with_llama_cpp_splits(self) -> Any:
         from tokenizers import Tokenizer  # noqa: PLC0415
 
-        definition = json.loads(self._path.read_bytes())
+        definition = {**json.loads(self._path.read_bytes()), "padding": None, "truncation": None}
         changed = as_llama_cpp_splits(definition)
         return Tokenizer.from_str(json.dumps(changed)) if changed is not None else None
 

@@ -137,8 +137,17 @@ def sentencepiece_model() -> bytes:
     return model.getvalue()
 
 
+def single_pieces(processor: SentencePieceProcessor) -> list[str]:
+    """Return the special tokens, bytes and single letters of a SentencePiece model."""
+    pieces = [processor.IdToPiece(token) for token in range(processor.vocab_size())]
+    return [text for text in pieces if len(text) == 1 or text.startswith("<")]
+
+
 def sentencepiece_files(*, as_json: bool) -> dict[str, Any]:
-    """Return a SentencePiece vocabulary as tokenizer.model, or as transformers writes it to tokenizer.json."""
+    """Return a SentencePiece vocabulary as tokenizer.model, or as transformers writes it to tokenizer.json.
+
+    tokenizer.json has no scores, without which llama.cpp cannot merge: that one has single letters only.
+    """
     settings = {
         "tokenizer_class": "LlamaTokenizer",
         "bos_token": "<s>",
@@ -150,11 +159,17 @@ def sentencepiece_files(*, as_json: bool) -> dict[str, Any]:
     if not as_json:
         return {"tokenizer.model": sentencepiece_model(), "tokenizer_config.json": settings}
     pieces = SentencePieceProcessor(model_proto=sentencepiece_model())
-    vocab = {pieces.IdToPiece(token): token for token in range(pieces.vocab_size())}
+    vocab = {text: token for token, text in enumerate(single_pieces(pieces))}
     flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": True}
     tokenizer = {
         "added_tokens": [{"id": vocab[text], "content": text, **flags} for text in ("<unk>", "<s>", "</s>")],
-        "normalizer": None,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": []},
         "model": {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": []},
