@@ -123,6 +123,18 @@ def test_llama_cpp_tokenizes_as_the_checkpoint_does(tmp_path: Path) -> None:
     assert tokens_of(tmp_path / "out.gguf") == [tokenizer.encode(text).ids for text in TEXTS]
 
 
+def test_padding_and_truncation_in_the_file_do_not_count(tmp_path: Path) -> None:
+    source = make(tmp_path / "Model")
+    padding = {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    changed_json(
+        source / "tokenizer.json",
+        padding={**padding, "pad_type_id": 0, "pad_token": "[PAD]"},
+        truncation={"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+    )
+    assert Tokenizer.from_file(str(source / "tokenizer.json")).encode("the cat").ids[-1] == 0
+    prepare(source, "q8_0").prove()
+
+
 def test_a_cased_vocabulary_keeps_its_capitals(tmp_path: Path) -> None:
     source = make(tmp_path / "Model")
     normalizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["normalizer"]
