@@ -63,7 +63,7 @@ class Vocabulary:
         text as these tokens, which must not happen to what users typed.
         """
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-        tokens = np.empty(len(data) // 3 + 16, np.int32)
+        tokens = np.empty(len(data) + 16, np.int32)  # more than a token a byte is rare
         count = self._tokenize_into(data, tokens, add_special, parse_special)
         if count < 0 and count != _TOKENIZE_OVERFLOW:
             tokens = np.empty(-count, np.int32)
