@@ -104,6 +104,8 @@ class GraniteHybridModel(GraniteMoeModel):
     def _check_mamba(self) -> None:
         if self.inner != _EXPANSION * self.hidden:
             raise CheckpointError(f"{self._config.path}: mamba_expand is not {_EXPANSION}, which llama.cpp needs")
+        if self._config.fields.get("mamba_conv_bias") is False:
+            raise CheckpointError(f"{self._config.path}: mamba_conv_bias is false; llama.cpp's Mamba needs the bias")
         if self.inner % self.mamba_heads or self.inner % self.groups:
             raise CheckpointError(
                 f"{self._config.path}: mamba_n_heads ({self.mamba_heads}) and mamba_n_groups ({self.groups}) must both "
@@ -121,8 +123,7 @@ class GraniteHybridModel(GraniteMoeModel):
         yield Want(
             f"{target}_conv1d.weight", f"{source}.conv1d.weight", (mixed, 1, self.kernel), (mixed, self.kernel)
         )  # fmt: skip
-        has_bias = bool(self._config.fields.get("mamba_conv_bias", True))
-        yield Want(f"{target}_conv1d.bias", f"{source}.conv1d.bias", (mixed,), optional=not has_bias)
+        yield Want(f"{target}_conv1d.bias", f"{source}.conv1d.bias", (mixed,))
         yield Want(f"{target}_dt.bias", f"{source}.dt_bias", (heads,))
         yield Want(f"{target}_a", f"{source}.A_log", (heads,), (heads, 1), change=negative_exp)
         yield Want(f"{target}_d", f"{source}.D", (heads,), (heads, 1))
