@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
+from quantize.proof_process import ProofProcess
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
 
 FORMATS = ("human", "json", "quiet")
@@ -44,12 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantize as the arguments say; errors are reported, and their exit code returned."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for numpy: no matrices are multiplied here
+    with _proof_process(arguments.source.expanduser()) as process:
+        return _reported(arguments, process)
+
+
+def _reported(arguments: argparse.Namespace, process: ProofProcess | None) -> int:
     from quantize.reporting import open_reporter  # noqa: PLC0415 - keeps numpy out of `pestle --help`
 
     reporter = open_reporter(arguments.format)
     try:
         with _ended_by_signals():
-            _run(arguments, reporter)
+            _run(arguments, reporter, process)
     except PestleError as error:
         reporter.error(error)
         return int(error.exit_code)
@@ -66,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(arguments: argparse.Namespace, reporter: Any) -> None:
+def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | None) -> None:
     from quantize import pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
 
     chosen = [find(name.strip()) for name in arguments.type.split(",")]
@@ -81,6 +89,7 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
         _overrides(arguments),
         allow_requantize=arguments.allow_requantize,
         importance=arguments.imatrix,
+        proof_process=process,
     )
     reporter.notes(prepared.notes)
     if arguments.dry_run:
@@ -93,6 +102,16 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
     reporter.notes(prepared.prove())
     for result in results:
         reporter.done(result)
+
+
+def _proof_process(source: Path) -> contextlib.AbstractContextManager[ProofProcess | None]:
+    """Start the process that will prove the tokenizer, so that its imports run beside ours."""
+    if source.suffix == ".gguf":
+        return contextlib.nullcontext()
+    try:
+        return ProofProcess()
+    except OSError:
+        return contextlib.nullcontext()  # it is tried once more, and told, when it is needed
 
 
 def _targets(out: Path | None, name: str, chosen: list[Recipe]) -> tuple[Path | None, list[Path]]:

@@ -21,6 +21,7 @@ from quantize.model_size import ModelSize
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
 from quantize.plan import Plan, check_originals, plan_file
 from quantize.proof import Proof, start_proof
+from quantize.proof_process import ProofProcess
 from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.slabs import Slab
@@ -101,13 +102,14 @@ def prepare(
     *,
     importance: Path | str | None = None,
     allow_requantize: bool = False,
+    proof_process: ProofProcess | None = None,
 ) -> Prepared:
     """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
 
     A GGUF is quantized as llama-quantize does it; one that is quantized already only with `allow_requantize`, as are
     weights that a checkpoint holds in one of ggml's types.
-    `importance` is a file of llama-imatrix. Raises `UsageError` for an unknown type or an impossible override, and
-    `BadInputError` for a folder or a matrix that cannot be used.
+    `importance` is a file of llama-imatrix, `proof_process` one that was started ahead. Raises `UsageError` for an
+    unknown type or an impossible override, and `BadInputError` for a folder or a matrix that cannot be used.
     """
     chosen = [recipes.find(name) for name in ([type_names] if isinstance(type_names, str) else type_names)]
     matrix = _open_importance(importance, chosen)
@@ -115,6 +117,8 @@ def prepare(
     if path.is_file() and path.suffix == ".gguf":
         return _prepare_gguf(path.absolute(), chosen, overrides, matrix, allow_requantize=allow_requantize)
     source = open_source(path)
+    if proof_process is not None:
+        proof_process.read(source.folder)
     checkpoint = Checkpoint.open(source.folder)
     dequantize.decode(checkpoint, source)
     family = families.open_model(source)
@@ -127,7 +131,7 @@ def prepare(
     if not allow_requantize:
         check_originals(specs, decided)
     family.set_vocabulary(keys)
-    proof = start_proof(keys, source)
+    proof = start_proof(keys, source, proof_process)
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
     outputs = _outputs(keys, specs, chosen, decided, matrix)
     return Prepared(source, checkpoint, outputs, notes, importance=matrix, proof=proof)

@@ -7,29 +7,20 @@ proven again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import json
-import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from collections.abc import Iterable
+from typing import Any
 
 from app.errors import StorageError, TokenizerError
 from quantize.header import KeyTable, encode_header
+from quantize.proof_process import SECONDS, ProofProcess, how_it_ended
 from quantize.source import Source
-
-SECONDS = 120.0
-"""After which a proof counts as hanging; the largest vocabularies take a few seconds."""
 
 _GRACE_SECONDS = 5.0
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-_PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LLAMA_CPP_LIB_PATH")
 _SPECIAL_NAMES = ("phi-3", "phi3", "modern-bert")  # for which llama.cpp has rules of their own
 _END_KEYS = ("tokenizer.ggml.eom_token_id", "tokenizer.ggml.eot_token_id")
 
@@ -42,7 +33,7 @@ class _Found:
     notes: tuple[str, ...] | None = None
     error: str | None = None
     no_start: str | None = None
-    process: subprocess.Popen[str] | None = None
+    process: ProofProcess | None = None
     changed: threading.Condition = dataclasses.field(default_factory=threading.Condition)
 
     @property
@@ -56,15 +47,24 @@ _known: dict[bytes, _Found] = {}  # what is proven, or being proven
 class Proof:
     """A proof that is under way, or done."""
 
-    def __init__(self, keys: KeyTable, source: Source, ends: Iterable[int], seconds: float = SECONDS) -> None:
-        """Start the process; it ends by itself."""
+    def __init__(
+        self,
+        keys: KeyTable,
+        source: Source,
+        ends: Iterable[int],
+        process: ProofProcess | None = None,
+        seconds: float = SECONDS,
+    ) -> None:
+        """Begin, in a process that was started ahead or in a new one; it ends by itself."""
         self._folder = source.folder
         self._seconds = seconds
         self._digest = _digest(keys, source, list(ends))
         known = _known.get(self._digest)
         self._found = known or _Found()
         if known is None:
-            self._start(keys, list(ends))
+            self._start(keys, list(ends), process)
+        elif process is not None:
+            process.close()
 
     def check(self) -> None:
         """Raise `TokenizerError` if the proof has failed by now, `StorageError` if it could not be started."""
@@ -97,45 +97,23 @@ class Proof:
         process = self._found.process
         if process is not None and not self._found.is_over:
             self._forget()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.close()
 
-    def _start(self, keys: KeyTable, ends: list[int]) -> None:
-        task = {"folder": str(self._folder), "ends": ends, "seconds": self._seconds}
-        task["sentencepiece"] = _content(keys, "tokenizer.ggml.model") == "llama"
-        environment = {name: os.environ[name] for name in _PASSED if name in os.environ} | {"GGML_NO_BACKTRACE": "1"}
-        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - the reading thread closes it
+    def _start(self, keys: KeyTable, ends: list[int], process: ProofProcess | None) -> None:
+        sentencepiece = _content(keys, "tokenizer.ggml.model") == "llama"
         try:
-            with _header_file(keys) as header:
-                task["header"] = header.name if isinstance(header.name, str) else f"/proc/self/fd/{header.fileno()}"
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    [sys.executable, "-P", "-m", "quantize.proof_child", json.dumps(task)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=complaints,
-                    env=environment,
-                    text=True,
-                    pass_fds=(header.fileno(),),
-                )
-                self._found.process = process
-                _known[self._digest] = self._found
-                threading.Thread(target=self._read, args=(process, complaints), name="proof", daemon=True).start()
-                if isinstance(header.name, str):
-                    self.missing_ends()  # the file goes away with the block
+            process = process or ProofProcess(self._seconds)
+            self._found.process = process
+            _known[self._digest] = self._found
+            process.read(self._folder)
+            process.prove(encode_header(keys, ()), ends, sentencepiece=sentencepiece, said=self._take, ended=self._end)
         except OSError as error:
             # told when the proof is waited for: a full disk has a better message before that
             self._found.no_start = f"the tokenizer's proof cannot be started: {error}"
-            complaints.close()
+            if process is not None:
+                process.close()
 
-    def _read(self, process: subprocess.Popen[str], complaints: IO[bytes]) -> None:
-        assert process.stdout is not None  # noqa: S101 - it was asked for
-        with process.stdout as lines, complaints:
-            for line in lines:
-                with contextlib.suppress(ValueError):  # a line that was cut off by the end of the process
-                    self._take(json.loads(line))
-            code = process.wait()
-            complaints.seek(0)
-            said = complaints.read()[-4000:].decode(errors="replace")
+    def _end(self, code: int, said: str) -> None:
         if not self._found.is_over:
             self._take({"event": "error", "message": self._what_ended_it(code, said)})
 
@@ -158,10 +136,9 @@ class Proof:
         if code == -signal.SIGALRM:
             return self._timeout()
         last = " ".join([line for line in said.splitlines() if line.strip()][-3:])
-        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         return (
-            f"{self._folder}: the process in which llama.cpp tries this vocabulary ended with {how}; so would every "
-            f"server that loads the file; nothing was written. Its last words: {last[-600:] or 'none'}"
+            f"{self._folder}: the process in which llama.cpp tries this vocabulary ended with {how_it_ended(code)}; "
+            f"so would every server that loads the file; nothing was written. Its last words: {last[-600:] or 'none'}"
         )
 
     def _timeout(self) -> str:
@@ -171,16 +148,19 @@ class Proof:
         )
 
 
-def start_proof(keys: KeyTable, source: Source) -> Proof | None:
+def start_proof(keys: KeyTable, source: Source, process: ProofProcess | None = None) -> Proof | None:
     """Start to prove the tokenizer's keys, which are complete; None if the file has no vocabulary.
 
-    Tokens that end an answer for the checkpoint, but not for llama.cpp, become end of message or end of turn; a note
-    says so. Raises `TokenizerError` that names them if there are too many.
+    `process` is one that was started ahead; it is used up here. Tokens that end an answer for the checkpoint, but not
+    for llama.cpp, become end of message or end of turn; a note says so. Raises `TokenizerError` that names them if
+    there are too many.
     """
     if "tokenizer.ggml.tokens" not in keys.values:
+        if process is not None:
+            process.close()
         return None
     ends = end_tokens(source, len(keys.values["tokenizer.ggml.tokens"].content))
-    proof = Proof(keys, source, ends)
+    proof = Proof(keys, source, ends, process)
     surely = {_content(keys, f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
     missing = proof.missing_ends() if set(ends) - surely else []
     if not missing:
@@ -216,18 +196,6 @@ def end_tokens(source: Source, size: int) -> list[int]:
         ids = config.get("eos_token_id") if isinstance(config, dict) else None
         found += [token for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int]
     return [token for token in dict.fromkeys(found) if 0 <= token < size]
-
-
-@contextlib.contextmanager
-def _header_file(keys: KeyTable) -> Iterator[IO[bytes]]:
-    if hasattr(os, "memfd_create"):
-        header: IO[bytes] = os.fdopen(os.memfd_create("pestle-header", os.MFD_CLOEXEC), "wb")
-    else:
-        header = tempfile.NamedTemporaryFile(prefix="pestle-header-")  # noqa: SIM115
-    with header:
-        header.write(encode_header(keys, ()))
-        header.flush()
-        yield header
 
 
 def _content(keys: KeyTable, key: str) -> Any:

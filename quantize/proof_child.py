@@ -1,9 +1,11 @@
 """The process that proves a vocabulary: llama.cpp against the checkpoint's own tokenizer, on thousands of texts.
 
-    python -P -m quantize.proof_child TASK
+    python -P -m quantize.proof_child SECONDS
 
-It writes JSON lines: `vocabulary` when llama.cpp has loaded the header, then `done`, or `error` with a message.
-A vocabulary that ends llama.cpp ends this process only, and a timer ends it when it hangs, native code included.
+It reads two JSON lines: the model's folder, then the header and what to prove of it; before the second it encodes the
+texts with the checkpoint's tokenizer. It writes JSON lines: `vocabulary` when llama.cpp has loaded the header, then
+`done`, or `error` with a message. A vocabulary that ends llama.cpp ends this process only, a timer ends it when it
+hangs, native code included, and so does the end of its input.
 """
 
 from __future__ import annotations
@@ -11,16 +13,18 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import json
+import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from app.errors import PestleError, TokenizerError
 from app.llama.model import VocabularyModel
-from quantize.proof_reference import Ids, Reference, open_reference
+from quantize.proof_reference import Ids, Reference, has_sentencepiece, open_reference
 from quantize.proof_template import render_samples
 from quantize.proof_texts import texts
 
@@ -32,18 +36,58 @@ _SHOWN_NAMES = 5
 _PADDING = re.compile(r"\[PAD\d+\]")  # what stands where the file has no token
 
 
-def main(task: dict[str, Any]) -> None:
-    """Prove the header that the task names."""
-    signal.setitimer(signal.ITIMER_REAL, task["seconds"])
-    folder = Path(task["folder"])
+def main(seconds: float) -> None:
+    """Prove the header that the input names, within so many seconds from being told of its folder."""
+    folder = Path(_next_message()["folder"])
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    expected = _ExpectedIds(folder)
+    task = _next_message()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     with VocabularyModel(Path(task["header"])) as model:
         ends = model.vocabulary.eog
         _say("vocabulary", missing_ends=[token for token in task["ends"] if token not in ends])
-        proof = _Comparison(model, open_reference(folder, sentencepiece=task["sentencepiece"]), folder)
+        reference = expected.reference(sentencepiece=task["sentencepiece"])
+        proof = _Comparison(model, reference, folder)
         proof.special_tokens()
         proof.chat_template()
-        proof.texts()
+        proof.texts(expected)
         _say("done", notes=proof.notes)
+
+
+class _ExpectedIds:
+    """The ids of the texts, encoded on a thread by the checkpoint's tokenizer, as soon as it is known which that is.
+
+    Both libraries let go of Python's lock, and so work side by side.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._reference: concurrent.futures.Future[Reference] | None = None
+        self._coming: collections.deque[concurrent.futures.Future[list[Ids]]] = collections.deque()
+        self._batches = list(_batches(_grouped(texts())))
+        if not has_sentencepiece(folder):
+            self._begin(sentencepiece=False)
+
+    def reference(self, *, sentencepiece: bool) -> Reference:
+        """Return the tokenizer. Raises `TokenizerError` that names the file which cannot be read."""
+        if self._reference is None:
+            self._begin(sentencepiece=sentencepiece)
+        assert self._reference is not None  # noqa: S101 - it was just begun
+        return self._reference.result()
+
+    def __iter__(self) -> Iterator[tuple[list[str], list[Ids]]]:
+        try:
+            for batch in self._batches:
+                yield batch, self._coming.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self, *, sentencepiece: bool) -> None:
+        opened = self._reference = self._pool.submit(open_reference, self._folder, sentencepiece=sentencepiece)
+        self._coming.extend(
+            self._pool.submit(lambda batch: opened.result().encode(batch), batch) for batch in self._batches
+        )
 
 
 class _Comparison:
@@ -106,16 +150,10 @@ class _Comparison:
         if rendered:
             self._compare("a chat", rendered, self._reference.encode(rendered))
 
-    def texts(self) -> None:
-        """Compare the texts; the two libraries work side by side, for both let go of Python's lock."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            batches = list(_batches(_grouped(texts())))
-            coming = collections.deque(pool.submit(self._reference.encode, batch) for batch in batches)
-            try:
-                for batch in batches:
-                    self._compare("a text", batch, coming.popleft().result())
-            finally:
-                pool.shutdown(cancel_futures=True)
+    def texts(self, expected: Iterable[tuple[list[str], list[Ids]]]) -> None:
+        """Compare the texts with their expected ids."""
+        for batch, ids in expected:
+            self._compare("a text", batch, ids)
 
     def _compare(self, kind: str, batch: list[str], expected: list[Ids]) -> None:
         for text, ids in zip(batch, expected, strict=True):
@@ -173,17 +211,30 @@ def _batches(all_texts: list[str]) -> Iterator[list[str]]:
         yield all_texts[first : first + _AT_ONCE]
 
 
+def _next_message() -> dict[str, Any]:
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit(0)  # nobody wants a proof
+    message: dict[str, Any] = json.loads(line)
+    return message
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
 def _say(event: str, **content: Any) -> None:
     print(json.dumps({"event": event, **content}), flush=True)
 
 
-def _run(work: Callable[[dict[str, Any]], None], argument: str) -> int:
+def _run(seconds: float) -> int:
     try:
-        work(json.loads(argument))
+        main(seconds)
     except PestleError as error:
         _say("error", message=error.message)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(_run(main, sys.argv[1]))
+    sys.exit(_run(float(sys.argv[1])))

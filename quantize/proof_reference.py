@@ -16,6 +16,8 @@ from quantize.vocab import looks_special
 
 Ids = list[int]
 
+_SENTENCEPIECE_FILE = "tokenizer.model"
+
 _DROPS_SPACES = "llama.cpp drops spaces behind special tokens of models that are called Phi-3"
 _KEEPS_SPACES = "llama.cpp keeps spaces beside special tokens that the model's own tokenizer strips"
 
@@ -47,9 +49,14 @@ class Reference(Protocol):
         """Say which habit of llama.cpp, that no key of a GGUF can change, explains other ids; None if none does."""
 
 
+def has_sentencepiece(folder: Path) -> bool:
+    """Tell whether a model's folder has a SentencePiece model."""
+    return (folder / _SENTENCEPIECE_FILE).is_file()
+
+
 def open_reference(folder: Path, *, sentencepiece: bool) -> Reference:
     """Open the tokenizer of a model's folder. Raises `TokenizerError` that names the file."""
-    if sentencepiece and (folder / "tokenizer.model").is_file():
+    if sentencepiece and has_sentencepiece(folder):
         return _SentencePieceReference(folder)
     return _TokenizersReference(folder / "tokenizer.json")
 
@@ -118,7 +125,7 @@ class _SentencePieceReference:
     def __init__(self, folder: Path) -> None:
         from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - only one kind of reference is needed
 
-        path = folder / "tokenizer.model"
+        path = folder / _SENTENCEPIECE_FILE
         try:
             self._processor = SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:

@@ -31,12 +31,16 @@ _POLL_SECONDS = 0.005
 _GRACE_AFTER_KILL_SECONDS = 10.0
 _PASSED_NAMES = frozenset({"PATH", "HOME", "LANG", "LLAMA_CPP_LIB_PATH", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"})
 _PASSED_PREFIXES = ("OMP_", "GOMP_", "GGML_")
+_SET = {
+    "GGML_NO_BACKTRACE": "1",  # with a backtrace an abort forks a debugger and waits for it
+    "OPENBLAS_NUM_THREADS": "1",  # no matrices are multiplied in numpy, whose threads for that spin after their start
+}
 
 
 def clean_environment() -> dict[str, str]:
     """Return what a child may see of our environment: no keys, no tokens, no Python settings."""
     passed = {k: v for k, v in os.environ.items() if k in _PASSED_NAMES or k.startswith(_PASSED_PREFIXES)}
-    return {**passed, "GGML_NO_BACKTRACE": "1"}  # with a backtrace an abort forks a debugger and waits for it
+    return {**passed, **_SET}
 
 
 class ChildProcess:
