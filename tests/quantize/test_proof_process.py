@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,9 +36,10 @@ def children() -> list[psutil.Process]:
 def wait_until_gone(process: psutil.Process) -> None:
     """Wait for its end without taking its exit code away from those who want it."""
     end = time.monotonic() + SECONDS
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end, f"{process} still runs"
-        time.sleep(0.01)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, f"{process} still runs"
+            time.sleep(0.01)
 
 
 def test_a_process_that_was_started_ahead_proves(tmp_path: Path) -> None:
