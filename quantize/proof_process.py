@@ -78,13 +78,13 @@ class ProofProcess:
         `said` is called with each event, then `ended` with the exit code and the last words, on a thread. Raises
         OSError when the header finds no room.
         """
-        self._header.write(header)
-        self._header.flush()
-        self._is_heard = True
-        threading.Thread(target=self._listen, args=(said, ended), name="proof", daemon=True).start()
         name = self._header.name
         path = name if isinstance(name, str) else f"/proc/self/fd/{self._header.fileno()}"
+        self._header.write(header)
+        self._header.flush()
         self._tell(header=path, ends=ends, sentencepiece=sentencepiece)
+        self._is_heard = True
+        threading.Thread(target=self._listen, args=(said, ended), name="proof", daemon=True).start()
 
     def close(self) -> None:
         """End it, if it still runs."""
