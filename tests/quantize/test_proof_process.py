@@ -30,7 +30,12 @@ def nothing_is_proven_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "quantize.proof_child" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, also as a zombie
+            if "quantize.proof_child" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def wait_until_gone(process: psutil.Process) -> None:
