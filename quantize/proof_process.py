@@ -58,6 +58,11 @@ class ProofProcess:
         """End it, if it still runs."""
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def read(self, folder: Path) -> None:
         """Let it read the tokenizer of a model's folder, the first time that it is told."""
         if self._folder is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -29,38 +28,35 @@ def nothing_is_proven_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "_known", {})
 
 
-def children() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, also as a zombie
-            if "quantize.proof_child" in child.cmdline():
-                found.append(child)
-    return found
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until_gone(process: psutil.Process) -> None:
     """Wait for its end without taking its exit code away from those who want it."""
     end = time.monotonic() + SECONDS
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while process.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < end, f"{process} still runs"
-            time.sleep(0.01)
+    while is_running(process):
+        assert time.monotonic() < end, f"{process} still runs"
+        time.sleep(0.01)
 
 
 def test_a_process_that_was_started_ahead_proves(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "Ahead", SHAPE)
     with ProofProcess() as process:
-        (child,) = children()
+        child = psutil.Process(process.pid)
         prepared = prepare(source, "q8_0", proof_process=process)
         assert prepared.proof is not None
-        assert children() == [child]
+        assert [other.pid for other in psutil.Process().children() if is_running(other)] == [child.pid]
         assert prepared.prove() == ()
         wait_until_gone(child)
 
 
 def test_it_ends_when_nobody_asks_it(tmp_path: Path) -> None:
     with ProofProcess() as process:
-        (child,) = children()
+        child = psutil.Process(process.pid)
         with pytest.raises(BadInputError):
             prepare(tmp_path / "nothing", "q8_0", proof_process=process)
     wait_until_gone(child)
@@ -70,7 +66,7 @@ def test_it_ends_when_its_time_is_over_before_it_is_asked(tmp_path: Path) -> Non
     source = make_checkpoint(tmp_path / "Late", SHAPE)
     with ProofProcess(seconds=0.01) as process:
         process.read(source)
-        (child,) = children()
+        child = psutil.Process(process.pid)
         wait_until_gone(child)
         with pytest.raises(TokenizerError, match="did not read the test texts"):
             prepare(source, "q8_0", proof_process=process).prove()
@@ -79,7 +75,7 @@ def test_it_ends_when_its_time_is_over_before_it_is_asked(tmp_path: Path) -> Non
 def test_the_command_leaves_no_process_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nothing"), "--type", "q8_0", "--format", "quiet"]) == 3
     assert "no such folder" in capfd.readouterr().err
-    assert children() == []
+    assert not any(map(is_running, psutil.Process().children()))
 
 
 def test_it_does_not_outlive_a_run_that_is_killed() -> None:
