@@ -19,6 +19,8 @@ from msgspec import Meta
 from app.errors import StorageError, UsageError
 
 Device = Literal["auto", "cpu", "cuda", "metal"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Switch = Literal["auto", "on", "off"]
 Origin = Literal["default", "file", "environment", "flag"]
 
 
@@ -36,6 +38,25 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     )
     threads: Annotated[int, Meta(ge=0, le=1024, description="threads that compute; 0: one a physical core")] = 0
     batch_size: Annotated[int, Meta(ge=32, le=16384, description="most tokens in one decode step")] = 512
+    ubatch_size: Annotated[
+        int, Meta(ge=0, le=16384, description="tokens that llama.cpp computes at once; 0: 512, or batch_size if less")
+    ] = 0
+    itl_target: Annotated[
+        str,
+        Meta(
+            pattern=r"^(auto|[0-9]{1,6}(\.[0-9]{1,3})?(ms|s))$",
+            examples=["auto", "100ms", "0.2s"],
+            description="time that prompts may keep a stream waiting for its next token; auto: from measured steps",
+        ),
+    ] = "auto"
+    kv_tokens: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000_000, description="tokens of one KV cache for all slots; 0: each has its ctx_size"),
+    ] = 0
+    cache_type: Annotated[CacheType, Meta(description="type of the KV cache; quantized ones need flash attention")] = (
+        "f16"
+    )
+    flash_attn: Annotated[Switch, Meta(description="flash attention")] = "auto"
     queue: Annotated[int, Meta(ge=0, le=100_000, description="requests that may wait for a slot; more get a 429")] = 64
     device: Annotated[Device, Meta(description="where to compute")] = "auto"
     gpu_layers: Annotated[int, Meta(ge=-1, le=10_000, description="layers on the GPU; -1: all")] = -1
@@ -104,6 +125,13 @@ def resolve(flags: dict[str, str], environment: dict[str, str] | None = None, fi
     return Resolved(ServeSettings(**values), origins)
 
 
+def seconds(duration: str) -> float | None:
+    """Return the seconds of `100ms` or `0.2s`; None of `auto`."""
+    if duration == "auto":
+        return None
+    return float(duration[:-2]) / 1000 if duration.endswith("ms") else float(duration[:-1])
+
+
 def cache_folder(settings: ServeSettings) -> Path:
     """Return the folder for quantized models: the setting's, or the platform's own place for caches."""
     if settings.cache_dir:
@@ -127,7 +155,7 @@ def _takes(hint: Any) -> str:
     if choices := typing.get_args(kind):
         return ", ".join(choices[:-1]) + f" or {choices[-1]}"
     if kind is str:
-        return "a string"
+        return f"a text such as {' or '.join(meta.examples)}" if meta.examples else "a string"
     noun = "an integer" if kind is int else "a number"
     return f"{noun} from {meta.ge} to {meta.le}"
 

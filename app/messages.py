@@ -47,6 +47,11 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     batch_size: int = 512  # most tokens in one llama_decode
     device: Literal["auto", "cpu", "cuda", "metal"] = "auto"
     gpu_layers: int = -1  # -1: all that the device takes
+    itl_target: float | None = None  # seconds between two tokens of a stream; None: chosen from measured steps
+    kv_tokens: int = 0  # tokens of one store that all slots share; 0: each slot has its own
+    cache_type: str = "f16"  # of the KV cache: a name of ggml's types
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    micro_batch_size: int = 0  # tokens that llama.cpp computes at once; 0: 512, or less in a smaller batch
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -117,6 +122,9 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     ignore_eos: bool = False
     top_logprobs: int | None = None  # None: no logprobs at all; 0: the drawn token's only
     request_id: str = ""  # for logs
+    client: str = ""  # clients get fair shares
+    scope: str = ""  # prefixes are shared within one scope only
+    priority: int = 0  # the lower, the sooner
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from app.llama.batch import Batch
 from app.llama.handle import Handle
 from app.llama.library import load, log_tail
 from app.llama.memory import Memory
+from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from app.llama.model import Model
 
 _MAX_UBATCH = 512  # tokens in one graph; more needs more compute buffer and is not faster
-_FLASH_ATTENTION_AUTO = -1
+_PADDING = 256  # to whose multiples llama.cpp brings a sequence's share
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _NO_KV_SLOT = 1
 _EXPLANATIONS = {
     2: "the computation was aborted",
@@ -31,7 +33,7 @@ _EXPLANATIONS = {
 
 
 class Context(Handle):
-    """A context whose KV cache is partitioned: each of `slots` sequences owns `context_length` positions."""
+    """A context for `slots` sequences of up to `context_length` tokens; each has its own share, or all one store."""
 
     def __init__(
         self,
@@ -42,21 +44,28 @@ class Context(Handle):
         batch_size: int,
         threads: int,
         logits_rows: int | None = None,
+        shared_tokens: int | None = None,
+        cache_type: str = "f16",
+        flash_attention: Literal["auto", "on", "off"] = "auto",
+        micro_batch_size: int = 0,
     ) -> None:
         """Allocate KV cache and compute buffers. Raises ModelLoadError when llama.cpp can't.
 
-        A batch may ask for `logits_rows` rows of logits, by default one a slot.
+        A batch may ask for `logits_rows` rows of logits, by default one a slot. `shared_tokens`: one store of so many
+        tokens for all slots, in place of one for each. `micro_batch_size`: tokens that are computed at once.
         """
         self._llama = load()
         parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx = slots * math.ceil(context_length / 256) * 256  # llama.cpp pads a sequence's share so
+        padded = math.ceil((shared_tokens or context_length) / _PADDING) * _PADDING
+        parameters.n_ctx = padded if shared_tokens else slots * padded
         parameters.n_seq_max = slots
         parameters.n_batch = batch_size
-        parameters.n_ubatch = min(batch_size, _MAX_UBATCH)
+        parameters.n_ubatch = min(batch_size, micro_batch_size or _MAX_UBATCH)
         parameters.n_outputs_max = logits_rows or slots  # the default reserves a row of logits for each token
         parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.flash_attn_type = _FLASH_ATTENTION_AUTO
-        parameters.kv_unified = False
+        parameters.flash_attn_type = _FLASH_ATTENTION[flash_attention]
+        parameters.type_k = parameters.type_v = TENSOR_TYPE_NUMBERS[cache_type]
+        parameters.kv_unified = shared_tokens is not None
         parameters.swa_full = False
         parameters.offload_kqv = parameters.op_offload = bool(model.gpus)
         parameters.no_perf = True
@@ -69,6 +78,7 @@ class Context(Handle):
             )
         super().__init__(pointer)
         self.slots = slots
+        self.shared_tokens = padded if shared_tokens else None
         self.context_length = context_length
         self.batch_size = batch_size
         self._logits_rows = logits_rows or slots

@@ -23,6 +23,11 @@ class Memory:
         """Keep the first `length` positions of a sequence; False when this kind of memory can't cut there."""
         return bool(self._llama.llama_memory_seq_rm(self._pointer, sequence, length, -1))
 
+    def copy(self, source: int, target: int) -> None:
+        """Make a sequence the copy of another one, whatever it held before."""
+        self.clear(target)
+        self._llama.llama_memory_seq_cp(self._pointer, source, target, -1, -1)
+
     def clear(self, sequence: int) -> None:
         """Forget a whole sequence; that never fails."""
         self._llama.llama_memory_seq_rm(self._pointer, sequence, -1, -1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from app.config import seconds
 from app.errors import DrainingError, LoadingError, ModelFailedError, ModelNotFoundError, PestleError
 from app.messages import FromText, FromWorker, Generate, Hello, LoadModel, RenderChat, RenderText
 from app.observability.logging import get_logger
@@ -250,6 +251,8 @@ class Pool:
             ignore_eos=request.ignore_eos,
             top_logprobs=request.top_logprobs,
             request_id=request.request_id,
+            client=request.client,
+            priority=request.priority,
         )
 
     # ---- inside ----
@@ -307,6 +310,11 @@ def _load_model(settings: ServeSettings, model_file: Path) -> LoadModel:
         batch_size=settings.batch_size,
         device=settings.device,
         gpu_layers=settings.gpu_layers,
+        itl_target=seconds(settings.itl_target),
+        kv_tokens=settings.kv_tokens,
+        cache_type=settings.cache_type,
+        flash_attention=settings.flash_attn,
+        micro_batch_size=settings.ubatch_size,
     )
 
 

@@ -66,4 +66,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool
     top_logprobs: int | None  # None: no logprobs; 0: the drawn token's only
     request_id: str
+    client: str = ""  # clients get fair shares of the engine
+    priority: int = 0  # the lower, the sooner
     max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name

@@ -41,10 +41,16 @@ async def read(
     """
     try:
         asked = decode(await read_json_body(request))
-        return asked, pool.model(asked.model), asked.generation_request(exchange_of(request.scope).request_id)
+        wanted = asked.generation_request(exchange_of(request.scope).request_id, _client(request))
+        return asked, pool.model(asked.model), wanted
     except PestleError as error:
         metrics.model(pool.models()[0].id).failure(error.code or error.type)
         raise
+
+
+def _client(request: Request[Any, Any, Any]) -> str:
+    """Return who is to get a fair share: the connection."""
+    return "{}:{}".format(*request.scope["client"]) if request.scope["client"] else ""
 
 
 def no_effect_header(names: list[str]) -> dict[str, str]:

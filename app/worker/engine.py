@@ -14,6 +14,7 @@ import numpy as np
 from app.errors import DecodeError, EngineError, NoKvSlotError, RequestError
 from app.llama.batch import Batch
 from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
+from app.worker.budget import StepBudget
 from app.worker.kv import KvCache
 from app.worker.request import new_sequence
 from app.worker.sampler import NO_TOKEN, RowLogprobs, logprobs, sample
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from app.llama.context import Context
     from app.llama.model import Model
     from app.messages import FinishReason
+    from app.worker.kv import Placement
     from app.worker.scheduler import Chunk, Schedule
 
 _COMPUTE_FAILED = -3
@@ -43,23 +45,32 @@ class _Detail(NamedTuple):
 class Engine:
     """One context's slots, queue and step loop."""
 
-    def __init__(self, model: Model, context: Context, publish: Callable[[Accepted | Refused | Step], None]) -> None:
-        """Serve `context`; `publish` is called from the engine's thread and from those that submit."""
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        publish: Callable[[Accepted | Refused | Step], None],
+        itl_target: float | None = None,
+    ) -> None:
+        """Serve `context`; `publish` is called from the engine's thread and from those that submit.
+
+        `itl_target`: seconds between two tokens of a stream; None chooses it from measured steps.
+        """
         self._vocabulary = model.vocabulary
         self._pieces = model.vocabulary.pieces
         self._eog = model.vocabulary.eog
         self._eog_ids = np.array(sorted(self._eog), np.int32)
         self._context = context
         self._batch = Batch(context.batch_size)
-        self._cache = KvCache(context.slots, can_rewind=model.can_rewind)
-        self._scheduler = Scheduler(self._cache, context.batch_size)
+        self._cache = KvCache(context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens)
+        self._scheduler = Scheduler(self._cache, context.batch_size, StepBudget(itl_target))
         self._commands: queue.SimpleQueue[Sequence | Cancel] = queue.SimpleQueue()
         self._publish = publish
         self._pieces_of_step: list[Piece] = []
         self._failures = 0  # decodes that failed, one after the other
         self._fatal: DecodeError | None = None
         self._no_logits = np.empty((0, self._vocabulary.size), np.float32)
-        self._capacity = context.slots * context.context_length
+        self._capacity = context.shared_tokens or context.slots * context.context_length
 
     def submit(self, command: Generate | Cancel) -> None:
         """Queue a request, answering Accepted or Refused at once; or cancel one."""
@@ -121,15 +132,17 @@ class Engine:
             elif sequence := self._scheduler.find(command.request):
                 self._end(sequence, "cancelled")
 
-    def _prepare_slots(self, admitted: list[Sequence], now: float) -> None:
-        for sequence in admitted:
-            sequence.admitted = now
-            if sequence.slot is None:
-                continue
-            index = sequence.slot.index
-            if not self._context.memory.rewind(index, sequence.n_cached):
-                self._context.memory.clear(index)
+    def _prepare_slots(self, admitted: list[tuple[Sequence, Placement]], now: float) -> None:
+        memory = self._context.memory
+        for sequence, placement in admitted:
+            index = placement.slot.index
+            if placement.donor is not None:
+                memory.copy(placement.donor.index, index)
+            if not memory.rewind(index, placement.cached):
+                memory.clear(index)
                 self._scheduler.forget_prefix(sequence)
+            if not sequence.admitted:  # else it was preempted
+                sequence.admitted, sequence.n_cached = now, sequence.n_computed
 
     def _decode(self, schedule: Schedule) -> tuple[list[Sequence], npt.NDArray[np.float32]]:
         chunks, batch = schedule.chunks, self._batch
@@ -143,24 +156,36 @@ class Engine:
         try:
             logits = self._context.decode(batch)
         except NoKvSlotError as error:
-            self._make_room(chunks, error)
+            self._make_room(error)
             return [], self._no_logits
         except DecodeError as error:
             self._drop(chunks, error)
             return [], self._no_logits
         self._failures = 0
-        self._scheduler.budget.observe(schedule.prompt_tokens, time.perf_counter() - started)
+        self._observe(chunks, time.perf_counter() - started)
         self._scheduler.advance(chunks)
         return [chunk.sequence for chunk in chunks if chunk.wants_logits], logits
 
-    def _make_room(self, chunks: list[Chunk], error: NoKvSlotError) -> None:
-        """Free what nobody uses, so that the next step can try again; else give up the youngest sequence only."""
+    def _observe(self, chunks: list[Chunk], seconds: float) -> None:
+        tokens = sum(chunk.count for chunk in chunks)
+        if tokens == len(chunks):
+            self._scheduler.budget.observe_streams(seconds)
+        else:
+            self._scheduler.budget.observe_prompts(tokens, seconds)
+
+    def _make_room(self, error: NoKvSlotError) -> None:
+        """Free what nobody uses, so that the next step can try again; else put the youngest sequence back."""
         idle = [slot for slot in self._cache.slots if not slot.busy and slot.length]
         for slot in idle:
             self._context.memory.clear(slot.index)
             self._cache.clear(slot)
-        if not idle:
-            self._fail(max((chunk.sequence for chunk in chunks), key=lambda sequence: sequence.arrived), error.message)
+        if idle:
+            return
+        youngest = self._scheduler.youngest()
+        if len(self._scheduler.running) == 1:
+            self._fail(youngest, error.message)
+        else:
+            self._context.memory.clear(self._scheduler.preempt(youngest).index)
 
     def _drop(self, chunks: list[Chunk], error: DecodeError) -> None:
         self._failures += 1
@@ -238,7 +263,7 @@ class Engine:
                 kv_capacity=self._capacity,
                 prompt_tokens_computed=prompt_tokens,
                 tokens_generated=generated,
-                preemptions=0,
+                preemptions=self._scheduler.preemptions,
                 step_seconds=time.perf_counter() - started,
             )
             self._publish(Step(pieces, load))

@@ -1,7 +1,7 @@
 """Which tokens each slot of the KV cache holds, and which slot a new prompt should get. Pure bookkeeping.
 
-The cache is partitioned: a slot is one of llama.cpp's sequences with a share of its own. A slot keeps its tokens after
-its request has ended, as a prefix for a later prompt.
+A slot is one of llama.cpp's sequences. It keeps its tokens after its request has ended, as a prefix for later prompts;
+a prompt can also take a prefix from a slot that is busy, by a copy. Slots share within a scope only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # llama.cpp computes sequences together only if their numbers are consecutive; each gap costs one more pass over the
 # weights a step. Filling a gap is therefore worth as much as this many tokens of cached prefix.
 _NEIGHBOUR_WORTH = 64
+_COPY_COST = 32  # tokens that could be computed while a slot is copied
 
 
 def _no_tokens() -> Tokens:
@@ -34,17 +35,32 @@ class Slot:
     index: int
     tokens: Tokens = field(default_factory=_no_tokens)
     length: int = 0
+    scope: str = ""
     busy: bool = False
     last_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a sequence goes: `slot` holds its first `cached` tokens once it is a copy of `donor`, if any, and cut."""
+
+    slot: Slot
+    cached: int
+    donor: Slot | None = None
 
 
 class KvCache:
     """The slots."""
 
-    def __init__(self, slots: int, *, can_rewind: bool = True) -> None:
-        """Start empty. `can_rewind`: whether a slot can be cut back to any shorter length."""
+    def __init__(self, slots: int, *, can_rewind: bool = True, capacity: int | None = None) -> None:
+        """Start empty.
+
+        `can_rewind`: whether a slot can be cut back to any shorter length. `capacity`: tokens of all slots together, if
+        they share one store; None when each slot has its own.
+        """
         self.slots = [Slot(index) for index in range(slots)]
-        self._can_rewind = can_rewind
+        self.can_rewind = can_rewind
+        self.capacity = capacity
         self._uses = 0
 
     @property
@@ -57,22 +73,36 @@ class KvCache:
         """Tokens of running sequences; what idle slots keep as prefixes can be given up at any time."""
         return sum(slot.length for slot in self.slots if slot.busy)
 
-    def take(self, tokens: Tokens, prompt_length: int) -> tuple[Slot, int]:
-        """Make the best idle slot busy with a sequence; return it and how many tokens of its prompt it holds already.
+    def longest_prefix(self, known: Tokens, scope: str = "") -> int:
+        """Return how many leading tokens of `known` some slot holds, one being left to compute."""
+        return max(self._reusable(slot, known, scope) for slot in self.slots)
 
-        Best is the longest reusable prefix, weighed against gaps between busy slots, then the least recently used.
-        `tokens` is the sequence's own array, which goes on growing; its first `prompt_length` are the prompt. At least
-        one prompt token is left to compute. The caller must cut the slot's memory to the returned length. Raises
-        ValueError when no slot is idle.
+    def take(self, tokens: Tokens, n_known: int, scope: str = "") -> Placement:
+        """Make the best idle slot busy with a sequence.
+
+        Best is what saves the most tokens: of a prefix that the slot holds or can copy, less what is worth keeping of
+        the slot's own content, and weighed against gaps between busy slots. `tokens` is the sequence's own array, which
+        goes on growing; its first `n_known` are there. At least one is left to compute. The caller must copy the
+        donor's memory and cut the slot's to `cached`. Raises ValueError when no slot is idle.
         """
         idle = [slot for slot in self.slots if not slot.busy]
-        prompt = tokens[:prompt_length]
-        reusable = {slot.index: self._reusable(slot, prompt) for slot in idle}
-        best = max(idle, key=lambda slot: (reusable[slot.index] + self._neighbour_worth(slot), -slot.last_used))
-        best.busy = True
-        best.tokens = tokens
-        best.length = reusable[best.index]
-        return best, best.length
+        known = tokens[:n_known]
+        reusable = {slot.index: self._reusable(slot, known, scope) for slot in self.slots}
+        donor = max(self.slots, key=lambda slot: (reusable[slot.index], not slot.busy, -slot.index))
+        copied = reusable[donor.index] - _COPY_COST
+
+        def worth(slot: Slot) -> tuple[float, int]:
+            own = reusable[slot.index]
+            saved, kept = (copied, 0) if copied > own else (own, own)
+            return saved - self._loss(slot, kept) + self._neighbour_worth(slot), -slot.last_used
+
+        slot = max(idle, key=worth)
+        cached = reusable[slot.index]
+        copy = copied > cached and donor is not slot
+        if copy:
+            cached = reusable[donor.index]
+        slot.busy, slot.tokens, slot.length, slot.scope = True, tokens, cached, scope
+        return Placement(slot, cached, donor if copy else None)
 
     def release(self, slot: Slot) -> None:
         """Make a slot idle; its tokens stay as a prefix for others."""
@@ -91,13 +121,22 @@ class KvCache:
             if slot.length != length
         ]
 
-    def _reusable(self, slot: Slot, prompt: Tokens) -> int:
-        common = common_prefix(slot.tokens[: slot.length], prompt)
-        if self._can_rewind:
-            return min(common, len(prompt) - 1)
-        return common if common == slot.length < len(prompt) else 0
+    def _reusable(self, slot: Slot, known: Tokens, scope: str) -> int:
+        if slot.scope != scope or not slot.length:
+            return 0
+        common = common_prefix(slot.tokens[: slot.length], known)
+        if self.can_rewind:
+            return min(common, len(known) - 1)
+        return common if common == slot.length < len(known) else 0
+
+    def _loss(self, slot: Slot, kept: int) -> float:
+        """Return how many tokens taking a slot will cost later: what it loses, the less the longer it was not used."""
+        age = (self._uses - slot.last_used) / len(self.slots)
+        return float((slot.length - kept) * 0.5 ** (1 + age))
 
     def _neighbour_worth(self, slot: Slot) -> int:
+        if self.capacity is not None:
+            return 0  # one store: all sequences are computed together
         neighbours = (slot.index - 1, slot.index + 1)
         return _NEIGHBOUR_WORTH * sum(0 <= i < len(self.slots) and self.slots[i].busy for i in neighbours)
 

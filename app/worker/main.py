@@ -102,12 +102,13 @@ def main(arguments: list[str]) -> int:
     connection = Connection(int(arguments[1]))
     connection.start_reading()
     try:
-        model, context, hello = load(connection.wait_for_load())
+        command = connection.wait_for_load()
+        model, context, hello = load(command)
     except (EngineError, OSError, ImportError) as error:  # the latter two: a library that isn't there
         connection.send(LoadFailed(str(error)))
         return 1
     with model, context:
-        engine = Engine(model, context, connection.send)
+        engine = Engine(model, context, connection.send, command.itl_target)
         try:
             engine.warm_up()
         except DecodeError as error:
@@ -124,13 +125,21 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
     model = Model(Path(command.path), device=command.device, gpu_layers=command.gpu_layers)
     try:
         trained = model.trained_context
-        context_length = min(command.context_length or trained or _FALLBACK_CONTEXT, trained or sys.maxsize)
+        context_length = min(
+            command.context_length or trained or _FALLBACK_CONTEXT,
+            trained or sys.maxsize,
+            command.kv_tokens or sys.maxsize,
+        )
         context = Context(
             model,
             slots=command.slots,
             context_length=context_length,
             batch_size=max(command.batch_size, command.slots),
             threads=thread_count(command.threads),
+            shared_tokens=command.kv_tokens or None,
+            cache_type=command.cache_type,
+            flash_attention=command.flash_attention,
+            micro_batch_size=command.micro_batch_size,
         )
     except ModelLoadError:
         model.close()

@@ -48,6 +48,9 @@ def new_sequence(command: Generate, vocabulary_size: int, context_length: int, e
         sampler=TokenSampler(command.sampling, vocabulary_size, eog if command.ignore_eos else None),
         detokenizer=Detokenizer(command.stop),
         top_logprobs=command.top_logprobs,
+        client=command.client,
+        scope=command.scope,
+        priority=command.priority,
     )
 
 

@@ -2,24 +2,23 @@
 
 Each sequence has tokens that are known and not yet computed. Those that lack one token are computed together, then
 prompts get a chunk, in turns: in a partitioned cache llama.cpp splits a mixed batch into several passes, which together
-take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by a target time.
+take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by the streams' pace.
 """
 
 from __future__ import annotations
 
-import collections
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from app.worker.budget import LEAST_CHUNK, StepBudget
+from app.worker.fair_shares import FairShares
+from app.worker.kv import common_prefix
+
 if TYPE_CHECKING:
-    from app.worker.kv import KvCache, Slot
+    from app.worker.kv import KvCache, Placement, Slot
     from app.worker.sequence import Sequence
 
-_TARGET_STEP_SECONDS = 0.2  # what prompts may cost the other streams, a cancellation, and whoever comes next
-_LEAST_CHUNK = 32  # tokens of one prompt that are worth a pass over the weights
-_SHORT_REST = 64  # tokens of a prompt that are not worth leaving: a pass of their own would cost a tenth more
-_WEIGHT_OF_NEWEST = 0.3
-_LEAST_MEASURED = 16  # tokens; smaller chunks say more about overhead than about speed
+_WORTH_WAITING = 64  # tokens that another sequence is about to compute
 
 
 @dataclass(slots=True)
@@ -41,42 +40,19 @@ class Schedule:
     prompt_tokens: int = 0
 
 
-class PromptBudget:
-    """How many prompt tokens a step may hold: as many as fit into the target time."""
-
-    def __init__(self, target_seconds: float = _TARGET_STEP_SECONDS) -> None:
-        """Start without a measurement, that is with the smallest chunk."""
-        self._target = target_seconds
-        self._seconds_per_token: float | None = None
-
-    def observe(self, prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step that held this many prompt tokens."""
-        if prompt_tokens < _LEAST_MEASURED:
-            return
-        measured = seconds / prompt_tokens
-        if self._seconds_per_token is None:
-            self._seconds_per_token = measured
-        else:
-            self._seconds_per_token += _WEIGHT_OF_NEWEST * (measured - self._seconds_per_token)
-
-    def tokens(self) -> int:
-        """Return the number of prompt tokens for a step."""
-        if self._seconds_per_token is None:
-            return _LEAST_CHUNK
-        return max(_LEAST_CHUNK, int(self._target / max(self._seconds_per_token, 1e-9)))
-
-
 class Scheduler:
-    """The waiting and the running sequences, in their order of arrival."""
+    """The waiting and the running sequences."""
 
-    def __init__(self, cache: KvCache, batch_size: int, budget: PromptBudget | None = None) -> None:
+    def __init__(self, cache: KvCache, batch_size: int, budget: StepBudget | None = None) -> None:
         """Schedule onto the cache's slots, at most `batch_size` tokens a step (at least one a slot)."""
         if batch_size < len(cache.slots):
             raise ValueError(f"a batch of {batch_size} tokens is smaller than the {len(cache.slots)} slots")
         self.cache = cache
-        self.budget = budget or PromptBudget()
-        self.waiting: collections.deque[Sequence] = collections.deque()
-        self.running: list[Sequence] = []
+        self.budget = budget or StepBudget()
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []  # in their order of admission
+        self.preemptions = 0
+        self._shares = FairShares()
         self._batch_size = batch_size
         self._prompts_are_next = False
 
@@ -88,6 +64,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
         self.waiting.append(sequence)
+        self._shares.join(sequence.client)
 
     def find(self, request: int) -> Sequence | None:
         """Return the waiting or running sequence of a request."""
@@ -99,30 +76,47 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take a finished or cancelled sequence out; its slot becomes idle and keeps the computed tokens."""
+        self._shares.leave(sequence.client)
         if sequence.slot is None:
             self.waiting.remove(sequence)
-            return
-        self.running.remove(sequence)
-        self.cache.release(sequence.slot)
-        sequence.slot = None
+        else:
+            self._leave_slot(sequence)
 
-    def admit(self) -> list[Sequence]:
-        """Give idle slots to waiting sequences; return those that got one.
+    def preempt(self, sequence: Sequence) -> Slot:
+        """Put a running sequence back among the waiting, to be computed again; return its slot.
 
-        The caller cuts each slot's memory to the sequence's `n_cached`, or calls `forget_prefix` when it can't.
+        The slot holds nothing now: the caller empties its memory.
         """
-        admitted: list[Sequence] = []
-        while self.waiting and self.cache.has_idle:
-            sequence = self.waiting.popleft()
-            slot, cached = self.cache.take(sequence.tokens, sequence.n_prompt)
-            sequence.slot, sequence.n_cached, sequence.n_computed = slot, cached, cached
+        slot = self._leave_slot(sequence)
+        self.cache.clear(slot)
+        sequence.n_computed = 0
+        self.waiting.append(sequence)
+        self.preemptions += 1
+        return slot
+
+    def youngest(self) -> Sequence:
+        """Return the running sequence that is preempted first: of the least urgent, the one that came last."""
+        return max(self.running, key=lambda sequence: (sequence.priority, sequence.arrived))
+
+    def admit(self) -> list[tuple[Sequence, Placement]]:
+        """Give idle slots to waiting sequences; return those that got one, and where.
+
+        Next is who is most urgent, then whose client was served least, then who came first; a sequence whose prefix is
+        just being computed for another waits for that, and holds nobody up. The caller makes each slot's memory what
+        the placement says, or calls `forget_prefix` when it can't.
+        """
+        admitted: list[tuple[Sequence, Placement]] = []
+        while self.waiting and self.cache.has_idle and (sequence := self._next_waiting()):
+            placement = self.cache.take(sequence.tokens, sequence.n_tokens, sequence.scope)
+            self.waiting.remove(sequence)
+            sequence.slot, sequence.n_computed, sequence.awaits = placement.slot, placement.cached, None
             self.running.append(sequence)
-            admitted.append(sequence)
+            admitted.append((sequence, placement))
         return admitted
 
     def forget_prefix(self, sequence: Sequence) -> None:
-        """Compute a sequence's prompt from its start: its slot's memory was emptied."""
-        sequence.n_cached = sequence.n_computed = 0
+        """Compute a sequence's tokens from their start: its slot's memory was emptied."""
+        sequence.n_computed = 0
         if sequence.slot is not None:
             self.cache.clear(sequence.slot)
 
@@ -133,7 +127,9 @@ class Scheduler:
         turn_of_prompts = bool(prompts) and (self._prompts_are_next or not decoding)
         self._prompts_are_next = not turn_of_prompts
         if turn_of_prompts:
-            counts = _share(prompts, min(self._batch_size, self.budget.tokens()), self._batch_size)
+            budget = min(self._batch_size, self.budget.prompt_tokens())
+            room = min(self._batch_size, budget + self.budget.short_rest(budget))
+            counts = _share(sorted(prompts, key=self._soonest_done), prompts[0], budget, room)
         else:
             counts = [(sequence, 1) for sequence in (*decoding, *_between(decoding, prompts))]
         schedule = Schedule()
@@ -151,26 +147,76 @@ class Scheduler:
         """Note that these chunks are computed."""
         for chunk in chunks:
             chunk.sequence.n_computed = chunk.slot.length = chunk.start + chunk.count
+            self._shares.charge(chunk.sequence.client, chunk.count)
+
+    def _leave_slot(self, sequence: Sequence) -> Slot:
+        slot = sequence.slot
+        assert slot is not None  # noqa: S101 - it runs
+        self.running.remove(sequence)
+        self.cache.release(slot)
+        sequence.slot = None
+        return slot
+
+    def _urgency(self, sequence: Sequence) -> tuple[int, int]:
+        return sequence.priority, self._shares.rank(sequence.client)
+
+    def _soonest_done(self, sequence: Sequence) -> tuple[int, int, int]:
+        return (*self._urgency(sequence), sequence.n_pending)
+
+    def _next_waiting(self) -> Sequence | None:
+        for sequence in sorted(self.waiting, key=lambda sequence: (*self._urgency(sequence), sequence.arrived)):
+            if not self._prefix_is_coming(sequence):
+                return sequence if self._has_room(sequence) else None  # smaller ones must not pass it for ever
+        return None
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Tell whether a sequence fits beside the others into a shared store; there is always room for the first."""
+        if self.cache.capacity is None or not self.running:
+            return True
+        known = sum(other.n_tokens + 1 for other in self.running)
+        return known + sequence.n_tokens <= self.cache.capacity
+
+    def _prefix_is_coming(self, sequence: Sequence) -> bool:
+        """Tell whether a running sequence is computing a prefix that is long enough to wait for it."""
+        if sequence.awaits is None:
+            sequence.awaits, sequence.n_awaited = self._prefix_to_await(sequence)
+        donor = sequence.awaits
+        if donor is None or donor.slot is None or donor.n_computed >= sequence.n_awaited:
+            sequence.awaits = None
+            return False
+        return True
+
+    def _prefix_to_await(self, sequence: Sequence) -> tuple[Sequence | None, int]:
+        known = sequence.tokens[: sequence.n_tokens]
+        best: Sequence | None = None
+        longest = 0
+        for other in self.running:
+            if other.n_pending > 1 and other.scope == sequence.scope and self.cache.can_rewind:
+                common = min(common_prefix(other.tokens[: other.n_tokens], known), len(known) - 1)
+                if common > max(longest, other.n_computed):
+                    best, longest = other, common
+        if best is None or longest < self.cache.longest_prefix(known, sequence.scope) + _WORTH_WAITING:
+            return None, 0
+        return best, longest
 
 
-def _share(prompts: list[Sequence], budget: int, room: int) -> list[tuple[Sequence, int]]:
-    """Split a step's tokens: a chunk for the oldest prompt, so that none starves, and the rest for those soonest done.
+def _share(ordered: list[Sequence], oldest: Sequence, budget: int, room: int) -> list[tuple[Sequence, int]]:
+    """Split a step's tokens: a chunk for the oldest prompt, so that none starves, and the rest in the order given.
 
-    A rest that isn't worth a pass of its own is computed at once: over the `budget`, but never over the `room`.
+    A prompt that ends within `room` is computed to its end, over the `budget`: the rest isn't worth a pass of its own.
     """
-    oldest = prompts[0]
-    counts = {oldest.request: min(oldest.n_pending, _LEAST_CHUNK, budget)}
+    counts = {oldest.request: min(oldest.n_pending, LEAST_CHUNK, budget)}
     budget -= counts[oldest.request]
     room -= counts[oldest.request]
-    for sequence in sorted(prompts, key=lambda sequence: sequence.n_pending):
+    for sequence in ordered:
         pending = sequence.n_pending - counts.get(sequence.request, 0)
-        if budget < _LEAST_CHUNK and sequence is not oldest:
+        if budget < LEAST_CHUNK and sequence is not oldest:
             continue
-        more = pending if pending < min(max(budget, 0) + _SHORT_REST, room + 1) else max(budget, 0)
+        more = pending if pending <= room else max(budget, 0)
         counts[sequence.request] = counts.get(sequence.request, 0) + more
         budget -= more
         room -= more
-    return [(sequence, counts[sequence.request]) for sequence in prompts if sequence.request in counts]
+    return [(sequence, counts[sequence.request]) for sequence in ordered if sequence.request in counts]
 
 
 def _between(streams: list[Sequence], prompts: list[Sequence]) -> list[Sequence]:

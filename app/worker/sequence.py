@@ -29,9 +29,14 @@ class Sequence:
     sampler: TokenSampler
     detokenizer: Detokenizer
     top_logprobs: int | None = None
+    client: str = ""  # whose fair share it takes
+    scope: str = ""  # within which prefixes are shared
+    priority: int = 0  # the lower, the sooner
     n_computed: int = 0
     n_cached: int = 0  # prompt tokens that the slot already held
     slot: Slot | None = None
+    awaits: Sequence | None = None  # is computing the first `n_awaited` tokens of this one, too
+    n_awaited: int = 0
     admitted: float = 0.0
     first_token: float = 0.0
 

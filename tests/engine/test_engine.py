@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from app.errors import DecodeError, EngineError, NoKvSlotError
 from app.llama.batch import Batch
 from app.llama.context import Context
 from app.llama.model import Model
-from app.messages import Accepted, Cancel, Generate, Piece, Refused, Sampling, Step
-from app.worker.engine import Engine
+from app.messages import Accepted, Cancel, Generate, Refused, Sampling, Step
+from tests.engine.harness import GREEDY, Harness
 
-GREEDY = Sampling(temperature=0)
 SLOTS, CONTEXT = 3, 512
 
 
@@ -26,44 +24,6 @@ SLOTS, CONTEXT = 3, 512
 def model(default_model: Path) -> Iterator[Model]:
     with Model(default_model, device="cpu") as model:
         yield model
-
-
-@dataclass
-class Harness:
-    """An engine that is stepped by hand."""
-
-    model: Model
-    context: Context
-    sent: list[msgspec.Struct] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.engine = Engine(self.model, self.context, self.sent.append)
-
-    def tokens(self, text: str) -> bytes:
-        return self.model.vocabulary.tokenize(text).astype("<i4").tobytes()
-
-    def submit(self, request: int, text: str, max_tokens: int = 8, sampling: Sampling = GREEDY, **more: Any) -> None:
-        self.engine.submit(Generate(request, self.tokens(text), max_tokens, sampling, **more))
-
-    def pieces(self, request: int) -> list[Piece]:
-        steps = [message for message in self.sent if isinstance(message, Step)]
-        return [piece for step in steps for piece in step.pieces if piece.request == request]
-
-    def finish(self, *requests: int, steps: int = 600) -> None:
-        for _ in range(steps):
-            if all(self.pieces(request) and self.pieces(request)[-1].finish_reason for request in requests):
-                self.engine.check_integrity()
-                return
-            self.engine.step()
-        raise AssertionError("the requests don't end")
-
-    def answer(self, request: int) -> str:
-        return "".join(piece.text for piece in self.pieces(request))
-
-    def run(self, request: int, text: str, max_tokens: int = 8, sampling: Sampling = GREEDY, **more: Any) -> Piece:
-        self.submit(request, text, max_tokens, sampling, **more)
-        self.finish(request)
-        return self.pieces(request)[-1]
 
 
 @pytest.fixture
@@ -283,9 +243,9 @@ def test_a_full_cache_costs_idle_prefixes_first_then_the_youngest(failing: tuple
     harness.engine.check_integrity()
     assert all(piece.finish_reason is None for request in (2, 3) for piece in harness.pieces(request))
     harness.engine.step()
-    assert harness.pieces(3)[-1].finish_reason == "error"
-    harness.finish(2)
-    assert harness.pieces(2)[-1].finish_reason == "length"
+    assert [message.load.preemptions for message in harness.sent if isinstance(message, Step)][-1] == 1
+    harness.finish(2, 3)
+    assert {harness.pieces(request)[-1].finish_reason for request in (2, 3)} == {"length"}
 
 
 @pytest.mark.parametrize(("code", "failures"), [(-3, 1), (-2, 3)])

@@ -1,6 +1,11 @@
-"""What must hold after any history of requests, steps and cancellations."""
+"""What must hold after any history of requests, steps, cancellations and shortages.
+
+`PESTLE_SCHEDULES` says how many random histories to try (`make bench-engine` tries 100,000).
+"""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 from hypothesis import given, settings
@@ -13,80 +18,121 @@ from app.worker.sampler import TokenSampler
 from app.worker.scheduler import Scheduler
 from app.worker.sequence import Sequence
 
-SLOTS, BATCH = 3, 40
+SLOTS, BATCH, SHARED = 3, 40, 120
+SCHEDULES = int(os.environ.get("PESTLE_SCHEDULES", "300"))
 SAMPLER = TokenSampler(Sampling(temperature=0), 100)
 
-requests = st.tuples(st.just("add"), st.integers(1, 90), st.integers(1, 6), st.integers(0, 3))
+Event = tuple[str, int, int, int, int]
+requests = st.tuples(st.just("add"), st.integers(1, 90), st.integers(1, 6), st.integers(0, 3), st.integers(0, 5))
 events = st.lists(
     st.one_of(
         requests,
-        st.tuples(st.just("step"), st.just(0), st.just(0), st.just(0)),
-        st.tuples(st.just("cancel"), st.integers(0, 20), st.just(0), st.just(0)),
-        st.tuples(st.just("slow"), st.integers(1, 1000), st.just(0), st.just(0)),
+        st.tuples(st.just("step"), *[st.just(0)] * 4),
+        st.tuples(st.just("cancel"), st.integers(0, 20), *[st.just(0)] * 3),
+        st.tuples(st.just("slow"), st.integers(1, 1000), *[st.just(0)] * 3),
     ),
     max_size=60,
 )
 
 
-def check_step(scheduler: Scheduler, memory: list[list[int]], left_out: list[int]) -> None:
-    """Run one step against a model of llama.cpp's memory, as strict as the real one.
+class World:
+    """A scheduler beside a model of llama.cpp's memory that is as strict as the real one."""
 
-    `left_out` holds the number of steps in a row in which running streams got nothing.
-    """
-    waiting_before = list(scheduler.waiting)
-    admitted = scheduler.admit()
-    assert admitted == waiting_before[: len(admitted)]
-    for sequence in admitted:
-        assert sequence.slot is not None
-        del memory[sequence.slot.index][sequence.n_cached :]
-        assert 0 <= sequence.n_cached < sequence.n_prompt
-        assert memory[sequence.slot.index] == sequence.tokens[: sequence.n_cached].tolist()
-    chunks = scheduler.schedule().chunks
-    assert sum(chunk.count for chunk in chunks) <= BATCH
-    assert all(chunk.count >= 1 for chunk in chunks)
-    assert bool(chunks) == bool(scheduler.running)
-    streams = [sequence for sequence in scheduler.running if sequence.n_pending == 1]
-    served = [sequence for sequence in streams if any(chunk.sequence is sequence for chunk in chunks)]
-    assert served in (streams, []), "some running streams were left out"
-    left_out[0] = left_out[0] + 1 if len(served) < len(streams) else 0
-    assert left_out[0] <= 1, "running streams were left out twice"
-    assert len({chunk.slot.index for chunk in chunks}) == len(chunks)
-    for chunk in chunks:
-        assert len(memory[chunk.slot.index]) == chunk.start
-        memory[chunk.slot.index] += chunk.sequence.tokens[chunk.start : chunk.start + chunk.count].tolist()
-    scheduler.advance(chunks)
-    for chunk in chunks:
-        assert chunk.wants_logits == (chunk.sequence.n_pending == 0)
-        if chunk.wants_logits:
-            chunk.sequence.append(50 + chunk.start % 3)
-            if chunk.sequence.is_full:
-                scheduler.remove(chunk.sequence)
+    def __init__(self, *, shared: bool) -> None:
+        self.cache = KvCache(SLOTS, capacity=SHARED if shared else None)
+        self.scheduler = Scheduler(self.cache, BATCH)
+        self.memory: list[list[int]] = [[] for _ in range(SLOTS)]
+        self.added = 0
+        self.left_out = 0  # steps in a row in which running streams got nothing
+
+    def add(self, prompt: int, answer: int, content: int, who: int) -> None:
+        tokens = np.full(prompt + answer, content, np.int32)
+        sequence = Sequence(self.added, tokens, prompt, prompt, float(self.added), SAMPLER, Detokenizer())
+        sequence.client, sequence.scope, sequence.priority = f"client {who}", f"scope {who % 2}", who // 2
+        self.scheduler.add(sequence)
+        self.added += 1
+
+    def step(self) -> None:
+        self._admit()
+        scheduler = self.scheduler
+        chunks = scheduler.schedule().chunks
+        assert sum(chunk.count for chunk in chunks) <= BATCH
+        assert all(chunk.count >= 1 for chunk in chunks)
+        assert bool(chunks) == bool(scheduler.running)
+        streams = [sequence for sequence in scheduler.running if sequence.n_pending == 1]
+        served = [sequence for sequence in streams if any(chunk.sequence is sequence for chunk in chunks)]
+        assert served in (streams, []), "some running streams were left out"
+        self.left_out = self.left_out + 1 if len(served) < len(streams) else 0
+        assert self.left_out <= 1, "running streams were left out twice"
+        assert len({chunk.slot.index for chunk in chunks}) == len(chunks)
+        if self.cache.capacity and self._stored() + sum(chunk.count for chunk in chunks) > self.cache.capacity:
+            self._make_room()
+            return
+        for chunk in chunks:
+            assert len(self.memory[chunk.slot.index]) == chunk.start
+            added = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+            self.memory[chunk.slot.index] += added.tolist()
+        scheduler.advance(chunks)
+        for chunk in chunks:
+            assert chunk.wants_logits == (chunk.sequence.n_pending == 0)
+            if chunk.wants_logits:
+                chunk.sequence.append(50 + chunk.start % 3)
+                if chunk.sequence.is_full:
+                    scheduler.remove(chunk.sequence)
+
+    def check(self) -> None:
+        assert self.cache.differences([len(held) for held in self.memory]) == []
+        assert sum(slot.busy for slot in self.cache.slots) == len(self.scheduler.running)
+        for slot in self.cache.slots:
+            assert self.memory[slot.index] == slot.tokens[: slot.length].tolist()
+
+    def _admit(self) -> None:
+        idle = sum(not slot.busy for slot in self.cache.slots)
+        waiting = list(self.scheduler.waiting)
+        admitted = self.scheduler.admit()
+        for sequence, placement in admitted:
+            index = placement.slot.index
+            if placement.donor is not None:
+                assert placement.donor is not placement.slot
+                self.memory[index] = list(self.memory[placement.donor.index])
+            del self.memory[index][placement.cached :]
+            assert 0 <= placement.cached < sequence.n_tokens
+            assert self.memory[index] == sequence.tokens[: placement.cached].tolist()
+        if waiting and idle and not self.scheduler.running:
+            raise AssertionError("nobody runs although somebody waits")
+
+    def _stored(self) -> int:
+        return sum(map(len, self.memory))
+
+    def _make_room(self) -> None:
+        idle = [slot for slot in self.cache.slots if not slot.busy and slot.length]
+        for slot in idle:
+            self.memory[slot.index].clear()
+            self.cache.clear(slot)
+        if not idle:
+            assert len(self.scheduler.running) > 1, "one sequence alone does not fit"
+            slot = self.scheduler.preempt(self.scheduler.youngest())
+            self.memory[slot.index].clear()
 
 
-@settings(max_examples=200, deadline=None)
-@given(events)
-def test_books_and_memory_agree_and_everyone_is_served(history: list[tuple[str, int, int, int]]) -> None:
-    cache = KvCache(SLOTS)
-    scheduler = Scheduler(cache, BATCH)
-    memory: list[list[int]] = [[] for _ in range(SLOTS)]
-    added, left_out = 0, [0]
-    for event, number, answer, seed in history:
+@settings(max_examples=SCHEDULES, deadline=None)
+@given(events, st.booleans())
+def test_books_and_memory_agree_and_everyone_is_served(history: list[Event], shared: bool) -> None:
+    world = World(shared=shared)
+    for event, number, answer, content, who in history:
         if event == "add":
-            tokens = np.full(number + answer, seed, np.int32)
-            scheduler.add(Sequence(added, tokens, number, number, float(added), SAMPLER, Detokenizer()))
-            added += 1
+            world.add(number, answer, content, who)
         elif event == "cancel":
-            if sequence := scheduler.find(number):
-                scheduler.remove(sequence)
+            if sequence := world.scheduler.find(number):
+                world.scheduler.remove(sequence)
         elif event == "slow":
-            scheduler.budget.observe(100, number / 100)
+            world.scheduler.budget.observe_prompts(100, number / 100)
         else:
-            check_step(scheduler, memory, left_out)
-        assert cache.differences([len(held) for held in memory]) == [] or any(slot.busy for slot in cache.slots)
-        assert sum(slot.busy for slot in cache.slots) == len(scheduler.running)
+            world.step()
+        world.check()
     steps = 0
-    while scheduler.has_work:
-        check_step(scheduler, memory, left_out)
+    while world.scheduler.has_work:
+        world.step()
+        world.check()
         steps += 1
-        assert steps < 2000, "someone starves"
-    assert cache.differences([len(held) for held in memory]) == []
+        assert steps < 5000, "someone starves"

@@ -14,7 +14,7 @@ def tokens(*values: int) -> np.ndarray:
 
 def fill(cache: KvCache, *values: int) -> int:
     """Run a sequence of these tokens through the cache; return its slot."""
-    slot, _ = cache.take(tokens(*values), len(values))
+    slot = cache.take(tokens(*values), len(values)).slot
     slot.length = len(values)
     cache.release(slot)
     return slot.index
@@ -32,15 +32,14 @@ def test_the_longest_prefix_wins() -> None:
     cache = KvCache(3)
     fill(cache, 1, 2, 3, 9)
     fill(cache, 5, 6, 7, 8)
-    slot, cached = cache.take(tokens(5, 6, 7, 1), 4)
-    assert (slot.index, cached, slot.length) == (1, 3, 3)
+    placement = cache.take(tokens(5, 6, 7, 1), 4)
+    assert (placement.slot.index, placement.cached, placement.slot.length) == (1, 3, 3)
 
 
 def test_one_prompt_token_is_always_left_to_compute() -> None:
     cache = KvCache(1)
     fill(cache, 1, 2, 3)
-    _, cached = cache.take(tokens(1, 2, 3), 3)
-    assert cached == 2
+    assert cache.take(tokens(1, 2, 3), 3).cached == 2
 
 
 def test_without_a_prefix_the_least_recently_used_slot_is_taken() -> None:
@@ -52,16 +51,16 @@ def test_a_gap_between_busy_slots_is_filled_first() -> None:
     cache = KvCache(4)
     for value in (10, 20, 30, 40):
         fill(cache, value)
-    first, _ = cache.take(tokens(30, 31), 2)
+    first = cache.take(tokens(30, 31), 2).slot
     assert first.index == 2
-    second, _ = cache.take(tokens(99), 1)
+    second = cache.take(tokens(99), 1).slot
     assert second.index in (1, 3)
 
 
 def test_a_busy_slot_is_never_taken_twice() -> None:
     cache = KvCache(2)
-    first, _ = cache.take(tokens(1, 2), 2)
-    second, _ = cache.take(tokens(1, 2), 2)
+    first = cache.take(tokens(1, 2), 2).slot
+    second = cache.take(tokens(1, 2), 2).slot
     assert first.index != second.index
     assert not cache.has_idle
     with pytest.raises(ValueError, match="empty"):
@@ -72,8 +71,8 @@ def test_a_busy_slot_is_never_taken_twice() -> None:
 def test_memory_that_cannot_rewind_is_reused_whole_or_not_at_all(prompt: tuple[int, ...], expected: int) -> None:
     cache = KvCache(1, can_rewind=False)
     fill(cache, 1, 2, 3)
-    slot, cached = cache.take(tokens(*prompt), len(prompt))
-    assert (cached, slot.length) == (expected, expected)
+    placement = cache.take(tokens(*prompt), len(prompt))
+    assert (placement.cached, placement.slot.length) == (expected, expected)
 
 
 def test_differences_name_the_slot() -> None:

@@ -116,7 +116,7 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
     service_tier: str | None = None
     store: bool | None = None
 
-    def generation_request(self, request_id: str) -> GenerationRequest:
+    def generation_request(self, request_id: str, client: str = "") -> GenerationRequest:
         """Return what to ask the pool for; raises RequestError for fields that contradict each other."""
         max_tokens, max_tokens_param = self._max_tokens()
         return GenerationRequest(
@@ -129,6 +129,8 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
             ignore_eos=self.ignore_eos is True,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             request_id=request_id,
+            client=client,
+            priority=self.priority or 0,
         )
 
     def names_without_effect(self) -> list[str]:

@@ -47,6 +47,7 @@ class CommonRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
     user: str | None = None
 
     @property

@@ -28,7 +28,7 @@ class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown
     echo: bool | None = None
     suffix: Any = None
 
-    def generation_request(self, request_id: str) -> GenerationRequest:
+    def generation_request(self, request_id: str, client: str = "") -> GenerationRequest:
         """Return what to ask the pool for; raises RequestError for a prompt of no known shape."""
         return GenerationRequest(
             prompts=self._prompts(),
@@ -39,6 +39,8 @@ class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown
             ignore_eos=self.ignore_eos is True,
             top_logprobs=self.logprobs,
             request_id=request_id,
+            client=client,
+            priority=self.priority or 0,
         )
 
     def names_without_effect(self) -> list[str]:

@@ -55,6 +55,7 @@ COMMON: dict[str, Field] = {
     "stream": _honoured("true or false (default)"),
     "stream_options": _honoured('an object such as {"include_usage": true}, with "stream": true only'),
     "ignore_eos": _honoured("true or false (default): whether to go on after the model's end of text"),
+    "priority": _honoured("an integer from -1000 to 1000, default 0; of those that wait, the lowest comes first"),
     "user": _no_effect("a string"),
 }
 
