@@ -53,6 +53,13 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         int,
         Meta(ge=0, le=1_000_000_000, description="tokens of one KV cache for all slots; 0: each has its ctx_size"),
     ] = 0
+    cache_ram: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="MiB of memory for prefixes that no slot holds any more; 0: none")
+    ] = 512
+    cache_disk: Annotated[
+        int,
+        Meta(ge=0, le=100_000_000, description="MiB of prefixes on disk, in cache_dir, for after a restart; 0: none"),
+    ] = 0
     cache_type: Annotated[CacheType, Meta(description="type of the KV cache; quantized ones need flash attention")] = (
         "f16"
     )

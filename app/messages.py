@@ -49,6 +49,9 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     gpu_layers: int = -1  # -1: all that the device takes
     itl_target: float | None = None  # seconds between two tokens of a stream; None: chosen from measured steps
     kv_tokens: int = 0  # tokens of one store that all slots share; 0: each slot has its own
+    prefix_memory_bytes: int = 0  # of prefixes that no slot holds any more
+    prefix_disk_bytes: int = 0  # the same on disk, in `prefix_folder`
+    prefix_folder: str = ""
     cache_type: str = "f16"  # of the KV cache: a name of ggml's types
     flash_attention: Literal["auto", "on", "off"] = "auto"
     micro_batch_size: int = 0  # tokens that llama.cpp computes at once; 0: 512, or less in a smaller batch

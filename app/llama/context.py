@@ -107,6 +107,22 @@ class Context(Handle):
         explanation = _EXPLANATIONS.get(code, "an unknown failure")
         raise DecodeError(f"llama_decode returned {code}: {explanation}\n{log_tail.summary()}".rstrip())
 
+    def save_sequence(self, sequence: int) -> npt.NDArray[np.uint8]:
+        """Return a copy of what the memory holds of a sequence, for `restore_sequence` of such a context."""
+        size = self._llama.llama_state_seq_get_size(self.pointer, sequence)
+        state = np.empty(size, np.uint8)
+        written = self._llama.llama_state_seq_get_data(self.pointer, _bytes_of(state), size, sequence)
+        return state[:written]
+
+    def restore_sequence(self, sequence: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Replace a sequence's memory; False, and the sequence empty, when the state doesn't fit."""
+        self.memory.clear(sequence)
+        read = self._llama.llama_state_seq_set_data(self.pointer, _bytes_of(state), len(state), sequence)
+        if read != len(state):
+            self.memory.clear(sequence)
+            return False
+        return True
+
     def _view_logits(self, rows: int) -> npt.NDArray[np.float32]:
         if rows == 0:
             return self._logits[:0]
@@ -119,3 +135,7 @@ class Context(Handle):
 
     def _free(self, pointer: Any) -> None:
         self._llama.llama_free(pointer)
+
+
+def _bytes_of(array: npt.NDArray[np.uint8]) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))

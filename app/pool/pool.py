@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from app.config import seconds
+from app.config import cache_folder, seconds
 from app.errors import DrainingError, LoadingError, ModelFailedError, ModelNotFoundError, PestleError
 from app.messages import FromText, FromWorker, Generate, Hello, LoadModel, RenderChat, RenderText
 from app.observability.logging import get_logger
@@ -33,6 +33,7 @@ log = get_logger(__name__)
 
 _RETRY_AFTER_LOADING_SECONDS = 2.0
 _BYTES_PER_TOKEN = 4
+_MIB = 1 << 20
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,6 +313,9 @@ def _load_model(settings: ServeSettings, model_file: Path) -> LoadModel:
         gpu_layers=settings.gpu_layers,
         itl_target=seconds(settings.itl_target),
         kv_tokens=settings.kv_tokens,
+        prefix_memory_bytes=settings.cache_ram * _MIB,
+        prefix_disk_bytes=settings.cache_disk * _MIB,
+        prefix_folder=str(cache_folder(settings) / "prefixes"),
         cache_type=settings.cache_type,
         flash_attention=settings.flash_attn,
         micro_batch_size=settings.ubatch_size,

@@ -16,6 +16,8 @@ from app.llama.batch import Batch
 from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
 from app.worker.budget import StepBudget
 from app.worker.kv import KvCache
+from app.worker.prefix_store import PrefixStore
+from app.worker.prefixes import Prefixes, PrefixLoaded
 from app.worker.request import new_sequence
 from app.worker.sampler import NO_TOKEN, RowLogprobs, logprobs, sample
 from app.worker.scheduler import Scheduler
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from app.llama.model import Model
     from app.messages import FinishReason
     from app.worker.kv import Placement
+    from app.worker.prefix_files import PrefixFiles
     from app.worker.scheduler import Chunk, Schedule
 
 _COMPUTE_FAILED = -3
@@ -51,10 +54,13 @@ class Engine:
         context: Context,
         publish: Callable[[Accepted | Refused | Step], None],
         itl_target: float | None = None,
+        store: PrefixStore | None = None,
+        files: PrefixFiles | None = None,
     ) -> None:
         """Serve `context`; `publish` is called from the engine's thread and from those that submit.
 
-        `itl_target`: seconds between two tokens of a stream; None chooses it from measured steps.
+        `itl_target`: seconds between two tokens of a stream; None chooses it from measured steps. `store` and `files`
+        keep prefixes that slots lose.
         """
         self._vocabulary = model.vocabulary
         self._pieces = model.vocabulary.pieces
@@ -64,7 +70,9 @@ class Engine:
         self._batch = Batch(context.batch_size)
         self._cache = KvCache(context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens)
         self._scheduler = Scheduler(self._cache, context.batch_size, StepBudget(itl_target))
-        self._commands: queue.SimpleQueue[Sequence | Cancel] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Sequence | Cancel | PrefixLoaded] = queue.SimpleQueue()
+        store = PrefixStore(0) if store is None else store
+        self._prefixes = Prefixes(context, store, files, self._commands.put)
         self._publish = publish
         self._pieces_of_step: list[Piece] = []
         self._failures = 0  # decodes that failed, one after the other
@@ -129,6 +137,10 @@ class Engine:
             idle = False
             if isinstance(command, Sequence):
                 self._scheduler.add(command)
+                known = command.tokens[: command.n_tokens]
+                self._prefixes.offer(command, self._cache.longest_prefix(known, command.scope))
+            elif isinstance(command, PrefixLoaded):
+                self._prefixes.take(command)
             elif sequence := self._scheduler.find(command.request):
                 self._end(sequence, "cancelled")
 
@@ -136,11 +148,15 @@ class Engine:
         memory = self._context.memory
         for sequence, placement in admitted:
             index = placement.slot.index
-            if placement.donor is not None:
-                memory.copy(placement.donor.index, index)
-            if not memory.rewind(index, placement.cached):
-                memory.clear(index)
-                self._scheduler.forget_prefix(sequence)
+            self._prefixes.rescue(placement)
+            if restored := self._prefixes.restore(sequence, placement):
+                self._scheduler.set_prefix(sequence, restored)
+            else:
+                if placement.donor is not None:
+                    memory.copy(placement.donor.index, index)
+                if not memory.rewind(index, placement.cached):
+                    memory.clear(index)
+                    self._scheduler.set_prefix(sequence, 0)
             if not sequence.admitted:  # else it was preempted
                 sequence.admitted, sequence.n_cached = now, sequence.n_computed
 
@@ -240,7 +256,10 @@ class Engine:
         entries: list[TokenLogprob] | None = None,
         error: str | None = None,
     ) -> None:
+        slot = sequence.slot
         self._scheduler.remove(sequence)
+        if slot is not None and reason != "error":
+            self._prefixes.keep(slot)
         timings = sequence.timings(time.perf_counter())
         self._pieces_of_step.append(
             Piece(sequence.request, text, sequence.n_drawn, reason, sequence.n_cached, entries, error, timings)

@@ -47,6 +47,8 @@ class Placement:
     slot: Slot
     cached: int
     donor: Slot | None = None
+    evicted: Tokens = field(default_factory=_no_tokens)  # what the slot holds until then, if it loses something
+    evicted_scope: str = ""
 
 
 class KvCache:
@@ -101,8 +103,10 @@ class KvCache:
         copy = copied > cached and donor is not slot
         if copy:
             cached = reusable[donor.index]
+        evicted = slot.tokens[: slot.length] if slot.length > reusable[slot.index] else _no_tokens()
+        placement = Placement(slot, cached, donor if copy else None, evicted, slot.scope)
         slot.busy, slot.tokens, slot.length, slot.scope = True, tokens, cached, scope
-        return Placement(slot, cached, donor if copy else None)
+        return placement
 
     def release(self, slot: Slot) -> None:
         """Make a slot idle; its tokens stay as a prefix for others."""

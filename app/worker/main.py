@@ -26,6 +26,8 @@ from app.llama.library import build_name
 from app.llama.model import Model
 from app.messages import FrameReader, Hello, LoadFailed, LoadModel, ToWorker, encode_frame
 from app.worker.engine import Engine
+from app.worker.prefix_files import PrefixFiles, model_identity
+from app.worker.prefix_store import PrefixStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +110,8 @@ def main(arguments: list[str]) -> int:
         connection.send(LoadFailed(str(error)))
         return 1
     with model, context:
-        engine = Engine(model, context, connection.send, command.itl_target)
+        store = PrefixStore(command.prefix_memory_bytes, can_rewind=model.can_rewind)
+        engine = Engine(model, context, connection.send, command.itl_target, store, _prefix_files(command))
         try:
             engine.warm_up()
         except DecodeError as error:
@@ -117,6 +120,18 @@ def main(arguments: list[str]) -> int:
         connection.serve(engine)
         connection.send(hello)
         return _run(engine.run)
+
+
+def _prefix_files(command: LoadModel) -> PrefixFiles | None:
+    if not command.prefix_disk_bytes:
+        return None
+    settings = (build_name(), command.cache_type, command.flash_attention, command.device)
+    folder = Path(command.prefix_folder) / model_identity(Path(command.path), *settings)
+    try:
+        return PrefixFiles(folder, command.prefix_disk_bytes)
+    except OSError as error:
+        print(f"worker: no prefixes on disk: {folder}: {error.strerror}", file=sys.stderr, flush=True)
+        return None
 
 
 def load(command: LoadModel) -> tuple[Model, Context, Hello]:

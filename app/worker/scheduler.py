@@ -59,7 +59,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step would do something."""
-        return bool(self.running or self.waiting)
+        return bool(self.running) or any(sequence.awaits_state is None for sequence in self.waiting)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -114,11 +114,11 @@ class Scheduler:
             admitted.append((sequence, placement))
         return admitted
 
-    def forget_prefix(self, sequence: Sequence) -> None:
-        """Compute a sequence's tokens from their start: its slot's memory was emptied."""
-        sequence.n_computed = 0
+    def set_prefix(self, sequence: Sequence, length: int) -> None:
+        """Compute a sequence's tokens from this one on: its slot's memory holds those before it."""
+        sequence.n_computed = length
         if sequence.slot is not None:
-            self.cache.clear(sequence.slot)
+            sequence.slot.length = length
 
     def schedule(self) -> Schedule:
         """Choose what the next step computes: one token of each stream, or chunks of prompts."""
@@ -165,7 +165,7 @@ class Scheduler:
 
     def _next_waiting(self) -> Sequence | None:
         for sequence in sorted(self.waiting, key=lambda sequence: (*self._urgency(sequence), sequence.arrived)):
-            if not self._prefix_is_coming(sequence):
+            if sequence.awaits_state is None and not self._prefix_is_coming(sequence):
                 return sequence if self._has_room(sequence) else None  # smaller ones must not pass it for ever
         return None
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from app.worker.detokenizer import Detokenizer
     from app.worker.kv import Slot
+    from app.worker.prefix_store import StoredPrefix
     from app.worker.sampler import TokenSampler
 
 
@@ -37,6 +38,7 @@ class Sequence:
     slot: Slot | None = None
     awaits: Sequence | None = None  # is computing the first `n_awaited` tokens of this one, too
     n_awaited: int = 0
+    awaits_state: StoredPrefix | None = None  # is being read from the disk
     admitted: float = 0.0
     first_token: float = 0.0
 

@@ -11,6 +11,8 @@ from app.llama.context import Context
 from app.llama.model import Model
 from app.messages import Generate, Piece, Sampling, Step
 from app.worker.engine import Engine
+from app.worker.prefix_files import PrefixFiles
+from app.worker.prefix_store import PrefixStore
 
 GREEDY = Sampling(temperature=0)
 
@@ -22,9 +24,11 @@ class Harness:
     model: Model
     context: Context
     sent: list[msgspec.Struct] = field(default_factory=list)
+    store: PrefixStore | None = None
+    files: PrefixFiles | None = None
 
     def __post_init__(self) -> None:
-        self.engine = Engine(self.model, self.context, self.sent.append)
+        self.engine = Engine(self.model, self.context, self.sent.append, store=self.store, files=self.files)
 
     def tokens(self, text: str) -> bytes:
         return self.model.vocabulary.tokenize(text).astype("<i4").tobytes()

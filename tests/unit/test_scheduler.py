@@ -159,7 +159,7 @@ def test_a_forgotten_prefix_is_computed_again() -> None:
     scheduler.add(again)
     scheduler.admit()
     assert again.n_computed == 9
-    scheduler.forget_prefix(again)
+    scheduler.set_prefix(again, 0)
     assert counts(step(scheduler)) == {1: 10}
 
 
