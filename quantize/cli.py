@@ -38,6 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
+    measure = parser.add_argument_group("the card, FILE.card.json, which says what the file is and costs")
+    measure.add_argument(
+        "--measure", action=argparse.BooleanOptionalAction,
+        help="find each tensor's error, divergence and perplexity over a text, and speed; the default for sources with "
+        "at most 1 GB of weights",
+    )  # fmt: skip
+    measure.add_argument("--text", type=Path, metavar="FILE", help="text to measure over (default: one that we bring)")
+    measure.add_argument("--chunks", type=int, metavar="N", help="chunks of 512 tokens to measure over (default: all)")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
 
@@ -67,12 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, reporter: Any) -> None:
-    from quantize import pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
+    from quantize import carded, pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
 
     chosen = [find(name.strip()) for name in arguments.type.split(",")]
     source = arguments.source.expanduser()
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
+    for flag in ("threads", "chunks"):
+        if (value := getattr(arguments, flag)) is not None and value < 1:
+            raise UsageError(f"--{flag} is {value}; at least 1 is needed", param=flag)
+    measurement = carded.Measurement(arguments.measure, arguments.text, arguments.chunks)
     name = source.stem if source.suffix == ".gguf" else source.absolute().name
     folder, outs = _targets(arguments.out, name, chosen)
     prepared = pipeline.prepare(
@@ -81,18 +91,16 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
         _overrides(arguments),
         allow_requantize=arguments.allow_requantize,
         importance=arguments.imatrix,
+        reference=None if arguments.dry_run else measurement.reference,
     )
-    reporter.notes(prepared.notes)
+    reporter.notes([*prepared.notes, *measurement.notes])
     if arguments.dry_run:
         reporter.notes(prepared.prove())
         for output, out in zip(prepared.outputs, outs, strict=True):
             reporter.plan(output, out)
         return
     with _made(folder):
-        results = pipeline.run_all(prepared, outs, threads=arguments.threads, progress=reporter.progress)
-    reporter.notes(prepared.prove())
-    for result in results:
-        reporter.done(result)
+        carded.run_with_cards(prepared, outs, measurement, reporter, threads=arguments.threads)
 
 
 def _targets(out: Path | None, name: str, chosen: list[Recipe]) -> tuple[Path | None, list[Path]]:

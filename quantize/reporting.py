@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO
 import msgspec
 
 from app.errors import PestleError
+from app.models.card import Card, Quality, card_path
 from quantize.pipeline import Output, Result
 
 FORMATS = ("human", "json", "quiet")
@@ -36,6 +37,12 @@ class Reporter(Protocol):
     def done(self, result: Result) -> None:
         """Hear that the file is there."""
 
+    def card(self, path: Path, card: Card) -> None:
+        """Hear what is known of a file that is there."""
+
+    def warning(self, message: str) -> None:
+        """Hear what went wrong without harm to the files."""
+
     def error(self, error: PestleError) -> None:
         """Hear why the run failed."""
 
@@ -54,6 +61,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def quality_line(quality: Quality) -> str:
+    """Return in one line what a file costs and how fast it is."""
+    return (
+        f"KLD {quality.kld_mean:.4f} ± {quality.kld_error:.4f}, same top {quality.same_top:.1%}, perplexity "
+        f"{quality.perplexity:.2f} ({quality.reference_perplexity:.2f} before), {quality.prompt_speed:.0f} t/s in, "
+        f"{quality.decode_speed:.1f} out"
+    )
 
 
 class _Pace:
@@ -128,6 +144,16 @@ class HumanReporter:
                 file=self._out,
             )
 
+    def card(self, path: Path, card: Card) -> None:
+        """Print what it costs, if that was measured."""
+        if card.quality is not None and not self._quiet:
+            print(f"{path.name}: {quality_line(card.quality)}", file=self._out)
+
+    def warning(self, message: str) -> None:
+        """Print it, also when quiet."""
+        self._end_bar()
+        print(f"warning: {message}", file=self._err)
+
     def error(self, error: PestleError) -> None:
         """Print what was wrong, also when quiet."""
         self._end_bar()
@@ -140,7 +166,7 @@ class HumanReporter:
 
 
 class JsonReporter:
-    """Writes one JSON object a line: `note`, `plan`, `progress`, then `done` or `error`."""
+    """Writes one JSON object a line: `note`, `plan`, `progress`, then `done` and `card`, or `error`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -175,6 +201,14 @@ class JsonReporter:
             weights=result.weights,
             seconds=round(result.seconds, 3),
         )
+
+    def card(self, path: Path, card: Card) -> None:
+        """Write the card's place, the file's digest, and its quality."""
+        self._write("card", path=str(path), card=str(card_path(path)), sha256=card.file.sha256, quality=card.quality)
+
+    def warning(self, message: str) -> None:
+        """Write the message."""
+        self._write("warning", message=message)
 
     def error(self, error: PestleError) -> None:
         """Write what was wrong and the exit code."""
