@@ -1,4 +1,4 @@
-"""Writes the card beside a quantized file: `FILE.card.json` for programs, `FILE.card.md` for people."""
+"""Writes the card beside a quantized file: `FILE.card.json` for programs, `FILE.card.md` with `FILE.card.svg` for people."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import msgspec
 
 from app.errors import StorageError
 from app.models.card import PLOT_SUFFIX, SUFFIX, TEXT_SUFFIX, Card, card_path
+from quantize.card_pages import error_plot, page
 
 
 def write_card(card: Card, file: Path) -> Path:
-    """Put a card beside its file, atomically; returns its path. Raises `StorageError`."""
+    """Put a card beside its file, each of its parts atomically; returns the path of the JSON. Raises `StorageError`."""
     path = card_path(file)
     write_whole(path, msgspec.json.format(msgspec.json.encode(card), indent=1) + b"\n")
+    write_whole(file.with_name(file.name + TEXT_SUFFIX), page(card).encode())
+    if plot := error_plot(card):
+        write_whole(file.with_name(file.name + PLOT_SUFFIX), plot.encode())
     return path
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from app.errors import InterruptedByUserError, PestleError, StorageError
+from app.errors import InterruptedByUserError, StorageError
 from app.models.card import Card
 from quantize.card import write_card
+from quantize.card_embedding import embed_card
 from quantize.card_making import SourceFile, describe_source, make_card, source_files
 from quantize.checkpoint import StoredTensor
 from quantize.encoding import available_cpus
@@ -80,12 +81,13 @@ def run_with_cards(
     reporter: Reporter,
     *,
     threads: int | None = None,
+    embed: bool = False,
 ) -> list[Finished]:
     """Make the files and their cards; `prepared` may plan one more file, the reference, after theirs.
 
     The cards are there before anything is measured, and are written again with what was found. What goes wrong in
-    measuring is told and harms nothing. Raises what `run_all` raises, and `StorageError` for a card that cannot be
-    written: its file is whole then.
+    measuring is told and harms nothing. `embed` moves each card into its file at the end. Raises what `run_all` raises,
+    and `StorageError` for a card that cannot be written: its file is whole then.
     """
     measured = measurement.wants(prepared.source_bytes)
     files = source_files(prepared)
@@ -103,7 +105,10 @@ def run_with_cards(
         if measured:
             finished = _judged(prepared, finished, temporary, measurement, reporter, threads or available_cpus())
     for each in finished:
-        reporter.card(each.result.path, each.card)
+        if embed:
+            with _file_is_whole(each.result.path):
+                embed_card(each.card, each.result.path)
+        reporter.card(each.result.path, each.card, embedded=embed)
     return finished
 
 
@@ -165,5 +170,5 @@ def _subjects(prepared: Prepared, paths: Sequence[Path], temporary: TemporaryRef
 def _file_is_whole(path: Path) -> Iterator[None]:
     try:
         yield
-    except PestleError as error:
-        raise StorageError(f"{path} is whole; its card is not there: {error.message}") from error
+    except StorageError as error:
+        raise StorageError(f"{path} is whole; its card is not as it should be: {error.message}") from error

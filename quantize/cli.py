@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     measure.add_argument("--text", type=Path, metavar="FILE", help="text to measure over (default: one that we bring)")
     measure.add_argument("--chunks", type=int, metavar="N", help="chunks of 512 tokens to measure over (default: all)")
+    measure.add_argument("--embed-card", action="store_true", help="write the card into the file, not beside it")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
 
@@ -100,7 +101,9 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
             reporter.plan(output, out)
         return
     with _made(folder):
-        carded.run_with_cards(prepared, outs, measurement, reporter, threads=arguments.threads)
+        carded.run_with_cards(
+            prepared, outs, measurement, reporter, threads=arguments.threads, embed=arguments.embed_card
+        )
 
 
 def _targets(out: Path | None, name: str, chosen: list[Recipe]) -> tuple[Path | None, list[Path]]:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="text to judge over (default: the one that we bring)")
     parser.add_argument("--chunks", type=int, metavar="N", help="chunks of 512 tokens to use (default: all)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw divergence against size")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw divergence against size, and speed")
     parser.add_argument("--format", choices=("human", "json"), default="human", help="json: one object a line")
 
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     from quantize.encoding import available_cpus  # noqa: PLC0415 - keeps numpy out of `pestle --help`
     from quantize.judged_text import open_text  # noqa: PLC0415
-    from quantize.plot import scatter  # noqa: PLC0415
+    from quantize.plot import Point, scatter  # noqa: PLC0415
     from quantize.quality import measure  # noqa: PLC0415
 
     for name in ("chunks", "threads"):
@@ -79,9 +79,8 @@ def _run(arguments: argparse.Namespace) -> None:
         for quality in found:
             print(json.dumps(as_json(quality) | {"reference": str(files[0]), "text": text.name}))
     if arguments.plot:
-        _write(
-            arguments.plot, scatter([(q.path.name, q.bytes / 1e6, q.kld_mean) for q in found[1:]], "MB", "KLD, nats")
-        )
+        points = [Point(q.path.name, q.bytes / 1e6, q.kld_mean, q.decode_speed, "tokens/s") for q in found[1:]]
+        _write(arguments.plot, scatter(points, "MB", "KLD, nats"))
 
 
 def _write(path: Path, content: str) -> None:

@@ -37,7 +37,7 @@ class Reporter(Protocol):
     def done(self, result: Result) -> None:
         """Hear that the file is there."""
 
-    def card(self, path: Path, card: Card) -> None:
+    def card(self, path: Path, card: Card, *, embedded: bool) -> None:
         """Hear what is known of a file that is there."""
 
     def warning(self, message: str) -> None:
@@ -144,7 +144,7 @@ class HumanReporter:
                 file=self._out,
             )
 
-    def card(self, path: Path, card: Card) -> None:
+    def card(self, path: Path, card: Card, *, embedded: bool) -> None:  # noqa: ARG002 - where it is, is known
         """Print what it costs, if that was measured."""
         if card.quality is not None and not self._quiet:
             print(f"{path.name}: {quality_line(card.quality)}", file=self._out)
@@ -202,9 +202,10 @@ class JsonReporter:
             seconds=round(result.seconds, 3),
         )
 
-    def card(self, path: Path, card: Card) -> None:
-        """Write the card's place, the file's digest, and its quality."""
-        self._write("card", path=str(path), card=str(card_path(path)), sha256=card.file.sha256, quality=card.quality)
+    def card(self, path: Path, card: Card, *, embedded: bool) -> None:
+        """Write the card's place, the digest of the file (without a card in it), and its quality."""
+        where = str(path if embedded else card_path(path))
+        self._write("card", path=str(path), card=where, sha256=card.file.sha256, quality=card.quality)
 
     def warning(self, message: str) -> None:
         """Write the message."""

@@ -14,7 +14,7 @@ import pytest
 from app.cli import main
 from app.errors import BadInputError
 from quantize.pipeline import quantize
-from quantize.plot import scatter
+from quantize.plot import Point, scatter
 from quantize.quality import Quality, divergence, log_softmax, measure
 from tests.quantize.checkpoints import Shape, make_checkpoint
 
@@ -94,4 +94,4 @@ def test_bad_input(arguments: list[str], exit_code: int, files: dict[str, Path],
 
 
 def test_a_plot_of_nothing_lost() -> None:
-    assert "NaN" not in scatter([("same", 0.0, 0.0)], "MB", "KLD")
+    assert "NaN" not in scatter([Point("same", 0.0, 0.0)], "MB", "KLD")
