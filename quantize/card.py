@@ -1,4 +1,4 @@
-"""Writes the card beside a quantized file: `FILE.card.json` for programs, `FILE.card.md` with `FILE.card.svg` for people."""
+"""Writes a card beside its file: `FILE.card.json` for programs, `FILE.card.md` and `.card.svg` for people."""
 
 from __future__ import annotations
 

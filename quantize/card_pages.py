@@ -30,7 +30,7 @@ def page(card: Card) -> str:
 
 
 def error_plot(card: Card) -> str | None:
-    """Return an SVG of the relative error by layer, a curve for each kind of tensor; None if there is nothing to show."""
+    """Return an SVG of the relative error by layer, a curve for each kind of tensor; None if there is none."""
     named = collections.defaultdict[str, list[tuple[float, float]]](list)
     for tensor in card.tensors:
         match = _LAYER.fullmatch(tensor.name)

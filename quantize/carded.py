@@ -106,7 +106,7 @@ def run_with_cards(
             finished = _judged(prepared, finished, temporary, measurement, reporter, threads or available_cpus())
     for each in finished:
         if embed:
-            with _file_is_whole(each.result.path):
+            with file_is_whole(each.result.path):
                 embed_card(each.card, each.result.path)
         reporter.card(each.result.path, each.card, embedded=embed)
     return finished
@@ -119,7 +119,7 @@ def _with_cards(
     finished = []
     for output, result in zip(prepared.outputs, results, strict=False):
         card = make_card(prepared, output, result, source)
-        with _file_is_whole(result.path):
+        with file_is_whole(result.path):
             write_card(card, result.path)
         finished.append(Finished(result, card))
     return finished
@@ -147,7 +147,7 @@ def _judged(
     judged = []
     for each, quality in zip(finished, qualities, strict=True):
         card = msgspec.structs.replace(each.card, quality=quality)
-        with _file_is_whole(each.result.path):
+        with file_is_whole(each.result.path):
             write_card(card, each.result.path)
         judged.append(Finished(each.result, card))
     return judged
@@ -167,7 +167,8 @@ def _subjects(prepared: Prepared, paths: Sequence[Path], temporary: TemporaryRef
 
 
 @contextlib.contextmanager
-def _file_is_whole(path: Path) -> Iterator[None]:
+def file_is_whole(path: Path) -> Iterator[None]:
+    """Say of a card's `StorageError` that its file is there nevertheless."""
     try:
         yield
     except StorageError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
+from quantize.choice import CANDIDATES, GOOD_KLD, Limits, parse_size
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
 
 FORMATS = ("human", "json", "quiet")
@@ -21,10 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors, or a GGUF"
     )
-    parser.add_argument(
-        "--type", required=True, metavar="T[,T...]",
+    types = parser.add_mutually_exclusive_group(required=True)
+    types.add_argument(
+        "--type", metavar="T[,T...]",
         help=f"one or several of {', '.join(RECIPES)}; several are made in one read of the source",
     )  # fmt: skip
+    types.add_argument(
+        "--auto", action="store_true",
+        help=f"try {', '.join(CANDIDATES)}, measure them here, and keep the best one: the fastest with a KLD of "
+        f"{GOOD_KLD} or less, or what --max-kld and --max-bytes say",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-kld", type=float, metavar="X", help="with --auto: the smallest file with this KLD or less"
+    )
+    parser.add_argument("--max-bytes", metavar="Y", help="with --auto: the least KLD with this size or less (4.5GB)")
     parser.add_argument(
         "--tensor-type", action="append", default=[], metavar="PATTERN=T",
         help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
@@ -76,16 +87,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, reporter: Any) -> None:
-    from quantize import carded, pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
+    from quantize import auto, carded, pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
 
-    chosen = [find(name.strip()) for name in arguments.type.split(",")]
+    limits, card = _limits(arguments), {"threads": arguments.threads, "embed": arguments.embed_card}
+    chosen = [find(name.strip()) for name in (arguments.type.split(",") if arguments.type else CANDIDATES)]
     source = arguments.source.expanduser()
     for flag in ("threads", "chunks"):
         if (value := getattr(arguments, flag)) is not None and value < 1:
             raise UsageError(f"--{flag} is {value}; at least 1 is needed", param=flag)
-    measurement = carded.Measurement(arguments.measure, arguments.text, arguments.chunks)
+    measurement = carded.Measurement(arguments.auto or arguments.measure, arguments.text, arguments.chunks)
     name = source.stem if source.suffix == ".gguf" else source.absolute().name
-    folder, outs = _targets(arguments.out, name, chosen)
+    folder, outs = _targets(arguments.out, name, chosen, one_stays=arguments.auto)
     prepared = pipeline.prepare(
         source,
         [recipe.name for recipe in chosen],
@@ -101,19 +113,34 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
             reporter.plan(output, out)
         return
     with _made(folder):
-        carded.run_with_cards(
-            prepared, outs, measurement, reporter, threads=arguments.threads, embed=arguments.embed_card
-        )
+        if limits is None:
+            carded.run_with_cards(prepared, outs, measurement, reporter, **card)
+        else:
+            auto.run_auto(prepared, outs, limits, measurement, reporter, **card)
 
 
-def _targets(out: Path | None, name: str, chosen: list[Recipe]) -> tuple[Path | None, list[Path]]:
-    """Return the folder that is to be there, if one was given, and each type's file."""
+def _limits(arguments: argparse.Namespace) -> Limits | None:
+    """Return what `--auto` is to keep, None without it."""
+    if not arguments.auto:
+        for flag in ("max-kld", "max-bytes"):
+            if getattr(arguments, flag.replace("-", "_")) is not None:
+                raise UsageError(f"--{flag} is for --auto, which chooses the type", param=flag)
+        return None
+    if arguments.measure is False:
+        raise UsageError("--auto chooses by what it measures; take --no-measure away", param="measure")
+    if arguments.max_kld is not None and not arguments.max_kld >= 0:
+        raise UsageError(f"--max-kld is {arguments.max_kld}; a number of nats from 0 on is needed", param="max-kld")
+    return Limits(arguments.max_kld, parse_size(arguments.max_bytes) if arguments.max_bytes else None)
+
+
+def _targets(out: Path | None, name: str, chosen: list[Recipe], *, one_stays: bool) -> tuple[Path | None, list[Path]]:
+    """Return the folder that is to be there, if one was given, and the file of each type."""
     names = [Path(f"{name}-{recipe.label}.gguf") for recipe in chosen]
     if out is None:
         return None, names
     out = out.expanduser()
-    if len(chosen) == 1:
-        return None, [out]
+    if len(chosen) == 1 or one_stays:
+        return None, [out] * len(chosen)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; for several types, --out names a folder", param="out")
     return out, [out / name for name in names]

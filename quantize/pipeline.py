@@ -232,7 +232,7 @@ def run_all(
     began = time.monotonic()
     outs = [out.absolute() for out in outs]
     for out in outs:
-        _check_target(out, prepared)
+        check_target(out, prepared)
     targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
     losses = [Losses() for _ in targets if with_losses]
     done, total = 0, prepared.source_bytes
@@ -333,7 +333,8 @@ def _check_recipes(chosen: list[Recipe], overrides: Overrides) -> None:
         )
 
 
-def _check_target(out: Path, prepared: Prepared) -> None:
+def check_target(out: Path, prepared: Prepared) -> None:
+    """Raise `UsageError` for a path that is a folder, or a file of the model itself."""
     if out.is_dir():
         raise UsageError(f"{out}: a folder; --out names the file to write", param="out")
     inputs = [*prepared.checkpoint.shards, *(prepared.source.folder / name for name in _DATA_NAMES)]

@@ -12,6 +12,7 @@ import msgspec
 
 from app.errors import PestleError
 from app.models.card import Card, Quality, card_path
+from quantize.choice import Candidate
 from quantize.pipeline import Output, Result
 
 FORMATS = ("human", "json", "quiet")
@@ -39,6 +40,9 @@ class Reporter(Protocol):
 
     def card(self, path: Path, card: Card, *, embedded: bool) -> None:
         """Hear what is known of a file that is there."""
+
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate, why: str) -> None:
+        """Hear which of several types was chosen."""
 
     def warning(self, message: str) -> None:
         """Hear what went wrong without harm to the files."""
@@ -149,6 +153,17 @@ class HumanReporter:
         if card.quality is not None and not self._quiet:
             print(f"{path.name}: {quality_line(card.quality)}", file=self._out)
 
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate, why: str) -> None:
+        """Print the table."""
+        self._end_bar()
+        if self._quiet:
+            return
+        print(f"{'type':<8}{'MB':>10}{'KLD':>10}{'answer t/s':>12}", file=self._out)
+        for one in candidates:
+            mark = f"  <- {why}" if one == chosen else ""
+            numbers = f"{one.bytes / 1e6:>10.1f}{one.kld:>10.4f}{one.decode_speed:>12.1f}"
+            print(f"{one.type_name:<8}{numbers}{mark}", file=self._out)
+
     def warning(self, message: str) -> None:
         """Print it, also when quiet."""
         self._end_bar()
@@ -166,7 +181,7 @@ class HumanReporter:
 
 
 class JsonReporter:
-    """Writes one JSON object a line: `note`, `plan`, `progress`, then `done` and `card`, or `error`."""
+    """Writes one JSON object a line: `note`, `plan`, `progress`, `warning`, `choice`, then `done`, `card`, or `error`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -206,6 +221,10 @@ class JsonReporter:
         """Write the card's place, the digest of the file (without a card in it), and its quality."""
         where = str(path if embedded else card_path(path))
         self._write("card", path=str(path), card=where, sha256=card.file.sha256, quality=card.quality)
+
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate, why: str) -> None:
+        """Write all candidates, and which it is."""
+        self._write("choice", type=chosen.type_name, reason=why, candidates=candidates)
 
     def warning(self, message: str) -> None:
         """Write the message."""

@@ -43,7 +43,7 @@ def _quality_rows(quality: Quality) -> Iterator[Row]:
     before = f"the reference's is {quality.reference_perplexity:.3f}"
     yield "perplexity", f"{quality.perplexity:.3f} ± {quality.perplexity_error:.3f}; {before}"
     speeds = f"{quality.prompt_speed:.0f} tokens/s of a prompt, {quality.decode_speed:.1f} tokens/s of an answer"
-    yield "speed", f"{speeds}; {quality.threads} threads of {quality.machine}"
+    yield "speed", f"{speeds}; threads: {quality.threads} of {quality.machine}"
     chunks = f"{quality.chunks} chunks of {quality.chunk_tokens} tokens"
     yield "measured", f"over {quality.predictions} predictions in {quality.text} ({chunks})"
     yield "", f"against {quality.reference}"
