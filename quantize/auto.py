@@ -50,7 +50,11 @@ def run_auto(
         except InterruptedByUserError:
             raise KeyboardInterrupt from None  # what is whole goes away with the folder
         candidates = [_candidate(each) for each in finished]
-        chosen, why = choose(candidates, limits)
+        try:
+            chosen, why = choose(candidates, limits)
+        except UsageError as error:
+            reporter.choice(candidates, None, error.message)
+            raise
         reporter.choice(candidates, chosen, why)
         place = candidates.index(chosen)
         result = dataclasses.replace(finished[place].result, path=outs[place])

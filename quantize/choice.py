@@ -55,7 +55,7 @@ def choose(candidates: Sequence[Candidate], limits: Limits) -> tuple[Candidate, 
             best = min(fitting, key=lambda one: one.kld)
             raise UsageError(
                 f"--max-kld: no type diverges by {limits.kld:g} nats or less; {best.type_name} comes nearest, with "
-                f"{best.kld:.4f}",
+                f"{best.kld:.4g}",
                 param="max-kld",
             )
         return min(near, key=lambda one: one.bytes), f"the smallest with a KLD of {limits.kld:g} or less"

@@ -41,8 +41,8 @@ class Reporter(Protocol):
     def card(self, path: Path, card: Card, *, embedded: bool) -> None:
         """Hear what is known of a file that is there."""
 
-    def choice(self, candidates: Sequence[Candidate], chosen: Candidate, why: str) -> None:
-        """Hear which of several types was chosen."""
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate | None, why: str) -> None:
+        """Hear which of several types was chosen, if any was."""
 
     def warning(self, message: str) -> None:
         """Hear what went wrong without harm to the files."""
@@ -153,7 +153,7 @@ class HumanReporter:
         if card.quality is not None and not self._quiet:
             print(f"{path.name}: {quality_line(card.quality)}", file=self._out)
 
-    def choice(self, candidates: Sequence[Candidate], chosen: Candidate, why: str) -> None:
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate | None, why: str) -> None:
         """Print the table."""
         self._end_bar()
         if self._quiet:
@@ -181,7 +181,7 @@ class HumanReporter:
 
 
 class JsonReporter:
-    """Writes one JSON object a line: `note`, `plan`, `progress`, `warning`, `choice`, then `done`, `card`, or `error`."""
+    """Writes JSON objects, a line each: `note`, `plan`, `progress`, `warning`, `choice`, `done`, `card`, `error`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -222,9 +222,9 @@ class JsonReporter:
         where = str(path if embedded else card_path(path))
         self._write("card", path=str(path), card=where, sha256=card.file.sha256, quality=card.quality)
 
-    def choice(self, candidates: Sequence[Candidate], chosen: Candidate, why: str) -> None:
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate | None, why: str) -> None:
         """Write all candidates, and which it is."""
-        self._write("choice", type=chosen.type_name, reason=why, candidates=candidates)
+        self._write("choice", type=chosen and chosen.type_name, reason=why, candidates=candidates)
 
     def warning(self, message: str) -> None:
         """Write the message."""
