@@ -43,7 +43,7 @@ def run_auto(
     names = [output.recipe.name for output in prepared.outputs]
     for out in outs:
         check_target(out, prepared)
-    with _Folder(outs[0].parent) as folder:
+    with CandidateFolder(outs[0].parent) as folder:
         places = [folder.place(name, out.name) for name, out in zip(names, outs, strict=False)]
         try:
             finished = run_with_cards(prepared, places, measurement, _OnlyProgress(reporter), threads=threads)
@@ -99,7 +99,7 @@ def _publish(place: Path, best: Finished) -> None:
         raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-class _Folder:
+class CandidateFolder:
     """A context manager: a hidden folder beside the file to come, where candidates lie while they are compared."""
 
     def __init__(self, parent: Path) -> None:
