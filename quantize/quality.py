@@ -22,7 +22,7 @@ from app.llama.context import Context
 from app.llama.model import Model
 
 CHUNK_TOKENS = 512
-_DECODED_TOKENS = 48
+_DECODED_TOKENS, _DECODING_SECONDS = 48, 10.0
 Floats = NDArray[np.float32]
 
 
@@ -101,6 +101,8 @@ class _Subject:
             self.batch.add(0, place, tokens[place : place + 1], wants_logits=True)
             self.context.decode(self.batch)
             times.append(time.perf_counter() - began)
+            if sum(times) > _DECODING_SECONDS and len(times) >= 3:
+                break  # a large model, or a machine that is far too busy
         self.decode_speed = 1 / float(np.median(times))  # the median: a busy machine delays some of them
 
     def quality(self) -> Quality:
