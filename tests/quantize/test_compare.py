@@ -70,13 +70,26 @@ def test_a_short_text_and_other_vocabularies_are_refused(files: dict[str, Path],
 
 
 def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "app.cli", "compare", *map(str, files.values()), "--chunks", "2", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "app.cli",
+        "compare",
+        *map(str, files.values()),
+        "--chunks",
+        "2",
+        "--threads",
+        "1",
+    ]
     human = subprocess.run([*command, "--plot", str(tmp_path / "p.svg")], capture_output=True, text=True, check=True)
     lines = human.stdout.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["file", "bf16.gguf", "q8_0.gguf", "q4_0.gguf"]
     assert "everyday.txt" in lines[-1]
     texts = [element.text for element in ET.parse(tmp_path / "p.svg").iter() if element.tag.endswith("text")]
     assert {"q8_0.gguf", "q4_0.gguf", "MB", "KLD, nats"} <= set(texts)
+    assert sum((text or "").endswith(" tokens/s") for text in texts) == 2
+    assert lines[0].split()[-4:] == ["prompt", "t/s", "decode", "t/s"]
     answer = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True).stdout
     found = [json.loads(line) for line in answer.splitlines()]
     assert [Path(entry["path"]).name for entry in found] == ["bf16.gguf", "q8_0.gguf", "q4_0.gguf"]
