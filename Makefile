@@ -15,7 +15,7 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle bench clean
+.PHONY: help setup serve quantize test check oracle quality bench clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ oracle: $(DEV) ## compare every byte with upstream's converter and quantizer (ow
 	@$(PYTHON) scripts/oracle.py
 	@$(PYTHON) scripts/oracle_variants.py
 	@$(PYTHON) scripts/oracle_snapshots.py
+
+quality: $(DEV) ## compare the card's figures with llama-perplexity (its path in LLAMA_PERPLEXITY)
+	@$(PYTHON) scripts/check_quality.py --type q4_0
+	@$(PYTHON) scripts/check_quality.py --type q4_k_m
 
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
 	@$(PYTHON) scripts/bench_quantize.py

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
+from quantize.choice import CANDIDATES, GOOD_KLD, Limits, parse_size
 from quantize.proof_process import ProofProcess
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
 
@@ -23,10 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors, or a GGUF"
     )
-    parser.add_argument(
-        "--type", required=True, metavar="T[,T...]",
+    types = parser.add_mutually_exclusive_group(required=True)
+    types.add_argument(
+        "--type", metavar="T[,T...]",
         help=f"one or several of {', '.join(RECIPES)}; several are made in one read of the source",
     )  # fmt: skip
+    types.add_argument(
+        "--auto", action="store_true",
+        help=f"try {', '.join(CANDIDATES)}, measure them here, and keep the best one: the fastest with a KLD of "
+        f"{GOOD_KLD} or less, or what --max-kld and --max-bytes say",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-kld", type=float, metavar="X", help="with --auto: the smallest file with this KLD or less"
+    )
+    parser.add_argument("--max-bytes", metavar="Y", help="with --auto: the least KLD with this size or less (4.5GB)")
     parser.add_argument(
         "--tensor-type", action="append", default=[], metavar="PATTERN=T",
         help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
@@ -40,6 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
+    measure = parser.add_argument_group("the card, FILE.card.json, which says what the file is and costs")
+    measure.add_argument(
+        "--measure", action=argparse.BooleanOptionalAction,
+        help="find each tensor's error, divergence and perplexity over a text, and speed; the default for sources with "
+        "at most 1 GB of weights",
+    )  # fmt: skip
+    measure.add_argument("--text", type=Path, metavar="FILE", help="text to measure over (default: one that we bring)")
+    measure.add_argument("--chunks", type=int, metavar="N", help="chunks of 512 tokens to measure over (default: all)")
+    measure.add_argument("--embed-card", action="store_true", help="write the card into the file, not beside it")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
 
@@ -75,14 +95,17 @@ def _reported(arguments: argparse.Namespace, process: ProofProcess | None) -> in
 
 
 def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | None) -> None:
-    from quantize import pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
+    from quantize import auto, carded, pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
 
-    chosen = [find(name.strip()) for name in arguments.type.split(",")]
+    limits, card = _limits(arguments), {"threads": arguments.threads, "embed": arguments.embed_card}
+    chosen = [find(name.strip()) for name in (arguments.type.split(",") if arguments.type else CANDIDATES)]
     source = arguments.source.expanduser()
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
+    for flag in ("threads", "chunks"):
+        if (value := getattr(arguments, flag)) is not None and value < 1:
+            raise UsageError(f"--{flag} is {value}; at least 1 is needed", param=flag)
+    measurement = carded.Measurement(arguments.auto or arguments.measure, arguments.text, arguments.chunks)
     name = source.stem if source.suffix == ".gguf" else source.absolute().name
-    folder, outs = _targets(arguments.out, name, chosen)
+    folder, outs = _targets(arguments.out, name, chosen, one_stays=arguments.auto)
     prepared = pipeline.prepare(
         source,
         [recipe.name for recipe in chosen],
@@ -90,18 +113,19 @@ def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | N
         allow_requantize=arguments.allow_requantize,
         importance=arguments.imatrix,
         proof_process=process,
+        reference=None if arguments.dry_run else measurement.reference,
     )
-    reporter.notes(prepared.notes)
+    reporter.notes([*prepared.notes, *measurement.notes])
     if arguments.dry_run:
         reporter.notes(prepared.prove())
         for output, out in zip(prepared.outputs, outs, strict=True):
             reporter.plan(output, out)
         return
     with _made(folder):
-        results = pipeline.run_all(prepared, outs, threads=arguments.threads, progress=reporter.progress)
-    reporter.notes(prepared.prove())
-    for result in results:
-        reporter.done(result)
+        if limits is None:
+            carded.run_with_cards(prepared, outs, measurement, reporter, **card)
+        else:
+            auto.run_auto(prepared, outs, limits, measurement, reporter, **card)
 
 
 def _proof_process(source: Path) -> contextlib.AbstractContextManager[ProofProcess | None]:
@@ -114,14 +138,28 @@ def _proof_process(source: Path) -> contextlib.AbstractContextManager[ProofProce
         return contextlib.nullcontext()  # it is tried once more, and told, when it is needed
 
 
-def _targets(out: Path | None, name: str, chosen: list[Recipe]) -> tuple[Path | None, list[Path]]:
-    """Return the folder that is to be there, if one was given, and each type's file."""
+def _limits(arguments: argparse.Namespace) -> Limits | None:
+    """Return what `--auto` is to keep, None without it."""
+    if not arguments.auto:
+        for flag in ("max-kld", "max-bytes"):
+            if getattr(arguments, flag.replace("-", "_")) is not None:
+                raise UsageError(f"--{flag} is for --auto, which chooses the type", param=flag)
+        return None
+    if arguments.measure is False:
+        raise UsageError("--auto chooses by what it measures; take --no-measure away", param="measure")
+    if arguments.max_kld is not None and not arguments.max_kld >= 0:
+        raise UsageError(f"--max-kld is {arguments.max_kld}; a number of nats from 0 on is needed", param="max-kld")
+    return Limits(arguments.max_kld, parse_size(arguments.max_bytes) if arguments.max_bytes else None)
+
+
+def _targets(out: Path | None, name: str, chosen: list[Recipe], *, one_stays: bool) -> tuple[Path | None, list[Path]]:
+    """Return the folder that is to be there, if one was given, and the file of each type."""
     names = [Path(f"{name}-{recipe.label}.gguf") for recipe in chosen]
     if out is None:
         return None, names
     out = out.expanduser()
-    if len(chosen) == 1:
-        return None, [out]
+    if len(chosen) == 1 or one_stays:
+        return None, [out] * len(chosen)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; for several types, --out names a folder", param="out")
     return out, [out / name for name in names]

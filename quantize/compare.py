@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,18 @@ if TYPE_CHECKING:
     from quantize.quality import Quality
 
 FLAGS = ("text", "chunks", "threads", "plot", "format")
-TEXT_NAME = "everyday.txt"
-_HEADINGS = ("file", "MB", "bits/weight", "perplexity", "KLD mean", "KLD 99%", "KLD max", "same top", "tokens/s")
+_HEADINGS = (
+    "file",
+    "MB",
+    "bits/weight",
+    "perplexity",
+    "KLD mean",
+    "KLD 99%",
+    "KLD max",
+    "same top",
+    "prompt t/s",
+    "decode t/s",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="text to judge over (default: the one that we bring)")
     parser.add_argument("--chunks", type=int, metavar="N", help="chunks of 512 tokens to use (default: all)")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw divergence against size")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw divergence against size, and speed")
     parser.add_argument("--format", choices=("human", "json"), default="human", help="json: one object a line")
 
 
@@ -45,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from quantize.encoding import available_cpus  # noqa: PLC0415 - keeps numpy out of `pestle --help`
-    from quantize.plot import scatter  # noqa: PLC0415
+    from quantize.judged_text import open_text  # noqa: PLC0415
+    from quantize.plot import Point, scatter  # noqa: PLC0415
     from quantize.quality import measure  # noqa: PLC0415
 
     for name in ("chunks", "threads"):
@@ -56,33 +66,21 @@ def _run(arguments: argparse.Namespace) -> None:
     for path in files:
         if not path.is_file():
             raise UsageError(f"{path}: no such file", param="files")
-    text, text_name = _text(arguments.text)
+    text = open_text(arguments.text)
     human = arguments.format == "human"
     found = measure(
-        files[0], files[1:], text, threads=arguments.threads or available_cpus(), most_chunks=arguments.chunks,
+        files[0], files[1:], text.content, threads=arguments.threads or available_cpus(), most_chunks=arguments.chunks,
         progress=_show if human and sys.stderr.isatty() else None,
     )  # fmt: skip
     if human:
         print("\n".join(table(found)))
-        print(f"over {found[0].tokens} predictions in {text_name}; divergence (KLD, nats) from {files[0].name}")
+        print(f"over {found[0].tokens} predictions in {text.name}; divergence (KLD, nats) from {files[0].name}")
     else:
         for quality in found:
-            print(json.dumps(as_json(quality) | {"reference": str(files[0]), "text": text_name}))
+            print(json.dumps(as_json(quality) | {"reference": str(files[0]), "text": text.name}))
     if arguments.plot:
-        _write(
-            arguments.plot, scatter([(q.path.name, q.bytes / 1e6, q.kld_mean) for q in found[1:]], "MB", "KLD, nats")
-        )
-
-
-def _text(path: Path | None) -> tuple[str, str]:
-    if path is None:
-        return resources.files("quantize").joinpath("texts", TEXT_NAME).read_text("utf-8"), f"Pestle's {TEXT_NAME}"
-    try:
-        return path.read_text("utf-8"), str(path)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8: {error}", param="text") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        points = [Point(q.path.name, q.bytes / 1e6, q.kld_mean, q.decode_speed, "tokens/s") for q in found[1:]]
+        _write(arguments.plot, scatter(points, "MB", "KLD, nats"))
 
 
 def _write(path: Path, content: str) -> None:
@@ -118,7 +116,8 @@ def _row(quality: Quality) -> tuple[str, ...]:
         f"{quality.kld_99:.4f}",
         f"{quality.kld_max:.4f}",
         f"{quality.same_top:.2%}",
-        f"{quality.speed:.0f}",
+        f"{quality.prompt_speed:.0f}",
+        f"{quality.decode_speed:.1f}",
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from quantize.checkpoint import Checkpoint
 from quantize.importance import ImportanceMatrix
 from quantize.kernels import encode
+from quantize.loss import Losses
 from quantize.plan import Plan
 from quantize.slabs import Slab, Workspace, slabs_of
 
@@ -35,14 +36,16 @@ def encoded(
     *,
     through_bf16: Sequence[bool],
     importance: ImportanceMatrix | None,
+    losses: Sequence[Losses] = (),
 ) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
     """Yield every slab of every file with its bytes, in the first file's order; they are valid until the next one.
 
-    Memory is bounded by the number of threads: a slab that waits to be written keeps its workspace.
+    Memory is bounded by the number of threads: a slab that waits to be written keeps its workspace. `losses`, one for
+    each file if any, hear what each tensor loses.
     """
 
     def work(slabs: list[Slab], space: Workspace) -> list[memoryview]:
-        pieces = encode(slabs, checkpoint, space, through_bf16=through_bf16, importance=importance)
+        pieces = encode(slabs, checkpoint, space, through_bf16=through_bf16, importance=importance, losses=losses)
         return [piece.data for piece in pieces]
 
     free = [Workspace() for _ in range(threads * 2 + 2)]

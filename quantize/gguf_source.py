@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from app.errors import CheckpointError, ModelFileError, UsageError
 from app.llama import quantizer
+from app.models.embedded_card import CARD_KEY
 from app.models.gguf import DEFAULT_ALIGNMENT, Header, TensorInfo, read_header
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS, TENSOR_TYPES
 from quantize.checkpoint import DTYPE_BYTES, Checkpoint, DecodedTensor, StoredTensor
@@ -124,7 +125,7 @@ def _stored(header: Header, tensor: TensorInfo) -> StoredTensor:
 def _keys(header: Header) -> KeyTable:
     keys = KeyTable()
     for key, content in header.metadata.items():
-        if key not in _SPLIT:
+        if key not in _SPLIT and key != CARD_KEY:  # the card of the source is not that of the result
             keys.values[key] = Value(header.types[key], _carried(content), header.item_types.get(key))
     return keys
 

@@ -16,6 +16,7 @@ from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize.checkpoint import Checkpoint, DecodedTensor
 from quantize.importance import ImportanceMatrix
+from quantize.loss import Losses
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS, fill_blocks
 from quantize.slabs import Slab, Workspace, read_rows, read_weights
 from quantize.tensors import Change, Part
@@ -36,20 +37,25 @@ def encode(
     *,
     through_bf16: Sequence[bool],
     importance: ImportanceMatrix | None = None,
+    losses: Sequence[Losses] = (),
 ) -> list[NDArray[np.uint8]]:
     """Return the bytes of the same rows for each of the files that are made, valid until the workspace is used again.
 
     `slabs` are those rows in each file's own tensor; they are read and widened once. `through_bf16` says for each file
     whether it rounds to bf16 before quantizing, as upstream's intermediate file does. Raises `CheckpointError` that
     names the tensor if a weight is NaN or infinite, or does not fit into a type. `importance` says how much each column
-    matters; ggml uses it for most of its quantized types.
+    matters; ggml uses it for most of its quantized types. `losses`, one a file if any, hear what is lost.
     """
     part = slabs[0].part
     if part is None:
         return [np.frombuffer(slab.tensor.spec.data or b"", dtype=np.uint8) for slab in slabs]
     if part.scales is not None:
         blocks = _moved(slabs[0], part, part.scales, checkpoint, space)
-        return [_again(blocks, slab, space, place, importance) for place, slab in enumerate(slabs)]
+        again = [_again(blocks, slab, space, place, importance) for place, slab in enumerate(slabs)]
+        for slab, data, loss in zip(slabs, again, losses or (), strict=False):
+            if data is not blocks:
+                loss.take(slab, space.array("decoded", np.float32, slab.weights), data, space)
+        return again
     stored = checkpoint.tensors[part.source]
     exact: _Weights | None = None
     rounded: _Weights | None = None
@@ -65,6 +71,8 @@ def encode(
                 rounded = _Weights(_narrow(exact.f32(), _BF16, space, slab, "rounded"), _BF16, space, "rounded f32")
             weights = rounded
         encoded.append(_as_type(weights, slab, space, place, importance))
+        if losses:
+            losses[place].take(slab, exact.f32(), encoded[-1], space)
     return encoded
 
 

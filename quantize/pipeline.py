@@ -11,11 +11,14 @@ from pathlib import Path
 from app.errors import UsageError
 from quantize import dequantize, families, gguf_source
 from quantize import recipe as recipes
-from quantize.checkpoint import Checkpoint
+from quantize.card import remove_card
+from quantize.checkpoint import Checkpoint, StoredTensor
+from quantize.digest import FileDigest, RunningDigest
 from quantize.encoding import available_cpus, encoded
 from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
 from quantize.importance import ImportanceMatrix, check_importance
 from quantize.left_out import left_out
+from quantize.loss import Losses
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
@@ -29,6 +32,9 @@ from quantize.source import Source, open_source
 from quantize.tensors import Part, TensorSpec
 from quantize.verify import Samples, verify
 from quantize.writer import AtomicFile
+
+ReferenceChoice = Callable[[Sequence[TensorSpec], Mapping[str, StoredTensor]], str | None]
+"""Says which unquantized type is made too, to judge the others against; None: no such file."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the source that are done, and all of them."""
@@ -56,6 +62,8 @@ class Prepared:
     through_bf16: bool = True
     """Whether quantized files are made of numbers rounded to bf16, as upstream's two steps do."""
     importance: ImportanceMatrix | None = None
+    overrides: Overrides = NO_OVERRIDES
+    allow_requantize: bool = False
 
     proof: Proof | None = None
     """That llama.cpp will read text rightly, under way."""
@@ -93,6 +101,9 @@ class Result:
     weights: int
     seconds: float
     by_type: dict[str, tuple[int, int, int]]
+    digest: FileDigest
+    losses: Losses | None = None
+    """What each tensor lost, if that was asked for."""
 
 
 def prepare(
@@ -103,13 +114,15 @@ def prepare(
     importance: Path | str | None = None,
     allow_requantize: bool = False,
     proof_process: ProofProcess | None = None,
+    reference: ReferenceChoice | None = None,
 ) -> Prepared:
     """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
 
     A GGUF is quantized as llama-quantize does it; one that is quantized already only with `allow_requantize`, as are
     weights that a checkpoint holds in one of ggml's types.
-    `importance` is a file of llama-imatrix, `proof_process` one that was started ahead. Raises `UsageError` for an
-    unknown type or an impossible override, and `BadInputError` for a folder or a matrix that cannot be used.
+    `importance` is a file of llama-imatrix, `proof_process` one that was started ahead. `reference` may add a file, the
+    last, if it is not among the types; a GGUF needs none. Raises `UsageError` for an unknown type or an impossible
+    override, and `BadInputError` for a folder or a matrix that cannot be used.
     """
     chosen = [recipes.find(name) for name in ([type_names] if isinstance(type_names, str) else type_names)]
     matrix = _open_importance(importance, chosen)
@@ -123,6 +136,8 @@ def prepare(
     dequantize.decode(checkpoint, source)
     family = families.open_model(source)
     specs = family.tensors(checkpoint.tensors)
+    if reference and (name := reference(specs, checkpoint.tensors)) and name not in [one.name for one in chosen]:
+        chosen.append(recipes.find(name))
     keys = KeyTable()
     set_general(keys, source, family.architecture, ModelSize.of(specs))
     family.set_hyper_parameters(keys, chosen[0].file_type)
@@ -134,7 +149,10 @@ def prepare(
     proof = start_proof(keys, source, proof_process)
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
     outputs = _outputs(keys, specs, chosen, decided, matrix)
-    return Prepared(source, checkpoint, outputs, notes, importance=matrix, proof=proof)
+    return Prepared(
+        source, checkpoint, outputs, notes, importance=matrix, overrides=overrides, allow_requantize=allow_requantize,
+        proof=proof,
+    )  # fmt: skip
 
 
 def _prepare_gguf(
@@ -148,7 +166,10 @@ def _prepare_gguf(
     if not allow_requantize:
         model.check_originals(decided)
     outputs = _outputs(model.keys, model.specs, chosen, decided, matrix)
-    return Prepared(Source(path.parent), model.checkpoint, outputs, through_bf16=False, importance=matrix)
+    return Prepared(
+        Source(path.parent, kind="gguf"), model.checkpoint, outputs, through_bf16=False, importance=matrix,
+        overrides=overrides, allow_requantize=allow_requantize,
+    )  # fmt: skip
 
 
 def _outputs(
@@ -201,14 +222,23 @@ def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: 
 
 
 def run_all(
-    prepared: Prepared, outs: Sequence[Path], *, threads: int | None = None, progress: Progress | None = None
+    prepared: Prepared,
+    outs: Sequence[Path],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    with_losses: bool = False,
 ) -> list[Result]:
-    """Carry all plans out in one read of the source. The files get their names when all of them are whole."""
+    """Carry all plans out in one read of the source. The files get their names when all of them are whole.
+
+    `with_losses` also finds what each tensor loses. The card of a file that is replaced goes with it.
+    """
     began = time.monotonic()
     outs = [out.absolute() for out in outs]
     for out in outs:
-        _check_target(out, prepared)
+        check_target(out, prepared)
     targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
+    losses = [Losses() for _ in targets if with_losses]
     done, total = 0, prepared.source_bytes
     pieces_of_slabs = encoded(
         [output.plan for output in prepared.outputs],
@@ -216,6 +246,7 @@ def run_all(
         threads or available_cpus(),
         through_bf16=[prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs],
         importance=prepared.importance,
+        losses=losses,
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(prepared.checkpoint)
@@ -241,39 +272,59 @@ def run_all(
             target.check()
         prepared.prove()
         for target in targets:
-            target.file.publish()
+            target.publish()
     seconds = time.monotonic() - began
-    return [_result(output, out, total, seconds) for output, out in zip(prepared.outputs, outs, strict=True)]
+    lost: Sequence[Losses | None] = losses or [None] * len(targets)
+    return [_result(*each, total, seconds) for each in zip(prepared.outputs, targets, lost, strict=True)]
 
 
 class _Target:
-    """A file on its way, with the checksums of its pieces."""
+    """A file on its way, with the checksums of its pieces and its digest so far."""
 
     def __init__(self, plan: Plan, out: Path) -> None:
+        self.out = out
         self.file = AtomicFile(out, plan.file_size)
-        self._plan, self._samples = plan, Samples()
+        self.digest: FileDigest | None = None
+        self._plan, self._samples, self._running = plan, Samples(), RunningDigest(plan)
         self._has_header = False
 
     def write(self, slab: Slab, data: memoryview) -> None:
         if not self._has_header:
-            self.file.write_at(0, memoryview(self._plan.header))
+            self._put(0, memoryview(self._plan.header))
             self._has_header = True
         tensor = slab.tensor
         start = len(self._plan.header) + tensor.offset
         self._samples.take(start + slab.offset, data)
-        self.file.write_at(start + slab.offset, data)
+        self._put(start + slab.offset, data)
         if slab.is_last:
             padding = aligned(tensor.nbytes) - tensor.nbytes
-            self.file.write_at(start + tensor.nbytes, memoryview(bytes(padding)))
+            self._put(start + tensor.nbytes, memoryview(bytes(padding)))
 
     def check(self) -> None:
-        self.file.check(lambda part: verify(part, self._plan, self._samples))
+        self.file.check(self._look_at)
+
+    def publish(self) -> None:
+        remove_card(self.out)  # before: it must never be taken for the new file's
+        self.file.publish()
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        self.file.write_at(offset, data)
+        self._running.take(offset, data)
+
+    def _look_at(self, part: Path) -> None:
+        verify(part, self._plan, self._samples)
+        self.digest = self._running.finish(part)
 
 
-def _result(output: Output, out: Path, source_bytes: int, seconds: float) -> Result:
+def _result(output: Output, target: _Target, losses: Losses | None, source_bytes: int, seconds: float) -> Result:
     plan = output.plan
     weights = sum(tensor.spec.weights for tensor in plan.tensors)
-    return Result(out, output.recipe.name, plan.file_size, source_bytes, weights, seconds, plan.by_type())
+    if target.digest is None:
+        raise AssertionError(f"{target.out} was not checked")
+    return Result(
+        target.out, output.recipe.name, plan.file_size, source_bytes, weights, seconds, plan.by_type(), target.digest,
+        losses,
+    )  # fmt: skip
 
 
 def _check_recipes(chosen: list[Recipe], overrides: Overrides) -> None:
@@ -286,7 +337,8 @@ def _check_recipes(chosen: list[Recipe], overrides: Overrides) -> None:
         )
 
 
-def _check_target(out: Path, prepared: Prepared) -> None:
+def check_target(out: Path, prepared: Prepared) -> None:
+    """Raise `UsageError` for a path that is a folder, or a file of the model itself."""
     if out.is_dir():
         raise UsageError(f"{out}: a folder; --out names the file to write", param="out")
     inputs = [*prepared.checkpoint.shards, *(prepared.source.folder / name for name in _DATA_NAMES)]

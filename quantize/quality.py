@@ -22,12 +22,16 @@ from app.llama.context import Context
 from app.llama.model import Model
 
 CHUNK_TOKENS = 512
+_DECODED_TOKENS, _DECODING_SECONDS = 48, 10.0
 Floats = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """One model against the reference: divergences in nats, `same_top` a share, `speed` in prompt tokens a second."""
+    """One model against the reference: divergences in nats, `same_top` a share, speeds in tokens a second.
+
+    Errors are standard errors of the mean. `prompt_speed` is that of chunks, `decode_speed` of one token after another.
+    """
 
     path: Path
     bytes: int
@@ -36,10 +40,12 @@ class Quality:
     perplexity: float
     perplexity_error: float
     kld_mean: float
+    kld_error: float
     kld_99: float
     kld_max: float
     same_top: float
-    speed: float
+    prompt_speed: float
+    decode_speed: float
 
     @property
     def bits_per_weight(self) -> float:
@@ -62,6 +68,7 @@ class _Subject:
         self.divergences: list[Floats] = []
         self.agreements: list[NDArray[np.bool_]] = []
         self.seconds = 0.0
+        self.decode_speed = 0.0
 
     def predict(self, tokens: NDArray[np.int32]) -> Floats:
         """Return log-probabilities after each token of the chunk's second half but the last, (tokens, vocabulary)."""
@@ -79,6 +86,25 @@ class _Subject:
         self.divergences.append(divergence(reference, predicted))
         self.agreements.append(reference.argmax(axis=1) == predicted.argmax(axis=1))
 
+    def time_decoding(self, tokens: NDArray[np.int32]) -> None:
+        """Decode the last tokens of a chunk one by one, as an answer is."""
+        steps = min(_DECODED_TOKENS, len(tokens) // 2)
+        first = len(tokens) - steps
+        self.context.memory.clear_all()
+        self.batch.clear()
+        self.batch.add(0, 0, tokens[:first], wants_logits=True)
+        self.context.decode(self.batch)
+        times = []
+        for place in range(first, len(tokens)):
+            began = time.perf_counter()
+            self.batch.clear()
+            self.batch.add(0, place, tokens[place : place + 1], wants_logits=True)
+            self.context.decode(self.batch)
+            times.append(time.perf_counter() - began)
+            if sum(times) > _DECODING_SECONDS and len(times) >= 3:
+                break  # a large model, or a machine that is far too busy
+        self.decode_speed = 1 / float(np.median(times))  # the median: a busy machine delays some of them
+
     def quality(self) -> Quality:
         surprise = np.concatenate(self.surprises).astype(np.float64)
         kld = np.concatenate(self.divergences).astype(np.float64)
@@ -92,10 +118,12 @@ class _Subject:
             perplexity=perplexity,
             perplexity_error=float(error),
             kld_mean=float(kld.mean()),
+            kld_error=float(kld.std(ddof=1) / math.sqrt(len(kld))),
             kld_99=float(np.percentile(kld, 99)),
             kld_max=float(kld.max()),
             same_top=float(np.concatenate(self.agreements).mean()),
-            speed=len(self.surprises) * self.chunk / self.seconds,
+            prompt_speed=len(self.surprises) * self.chunk / self.seconds,
+            decode_speed=self.decode_speed,
         )
 
     def close(self) -> None:
@@ -145,6 +173,8 @@ def measure(
                 subject.take(subject.predict(tokens), judged, following)
             if progress is not None:
                 progress(number + 1, len(chunks))
+        for subject in subjects:
+            subject.time_decoding(chunks[0])
         return [subject.quality() for subject in subjects]
     finally:
         for subject in subjects:

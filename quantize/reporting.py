@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO
 import msgspec
 
 from app.errors import PestleError
+from app.models.card import Card, Quality, card_path
+from quantize.choice import Candidate
 from quantize.pipeline import Output, Result
 
 FORMATS = ("human", "json", "quiet")
@@ -36,6 +38,15 @@ class Reporter(Protocol):
     def done(self, result: Result) -> None:
         """Hear that the file is there."""
 
+    def card(self, path: Path, card: Card, *, embedded: bool) -> None:
+        """Hear what is known of a file that is there."""
+
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate | None, why: str) -> None:
+        """Hear which of several types was chosen, if any was."""
+
+    def warning(self, message: str) -> None:
+        """Hear what went wrong without harm to the files."""
+
     def error(self, error: PestleError) -> None:
         """Hear why the run failed."""
 
@@ -54,6 +65,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def quality_line(quality: Quality) -> str:
+    """Return in one line what a file costs and how fast it is."""
+    return (
+        f"KLD {quality.kld_mean:.4f} ± {quality.kld_error:.4f}, same top {quality.same_top:.1%}, perplexity "
+        f"{quality.perplexity:.2f} ({quality.reference_perplexity:.2f} before), {quality.prompt_speed:.0f} t/s in, "
+        f"{quality.decode_speed:.1f} out"
+    )
 
 
 class _Pace:
@@ -128,6 +148,27 @@ class HumanReporter:
                 file=self._out,
             )
 
+    def card(self, path: Path, card: Card, *, embedded: bool) -> None:  # noqa: ARG002 - where it is, is known
+        """Print what it costs, if that was measured."""
+        if card.quality is not None and not self._quiet:
+            print(f"{path.name}: {quality_line(card.quality)}", file=self._out)
+
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate | None, why: str) -> None:
+        """Print the table."""
+        self._end_bar()
+        if self._quiet:
+            return
+        print(f"{'type':<8}{'MB':>10}{'KLD':>10}{'answer t/s':>12}", file=self._out)
+        for one in candidates:
+            mark = f"  <- {why}" if one == chosen else ""
+            numbers = f"{one.bytes / 1e6:>10.1f}{one.kld:>10.4f}{one.decode_speed:>12.1f}"
+            print(f"{one.type_name:<8}{numbers}{mark}", file=self._out)
+
+    def warning(self, message: str) -> None:
+        """Print it, also when quiet."""
+        self._end_bar()
+        print(f"warning: {message}", file=self._err)
+
     def error(self, error: PestleError) -> None:
         """Print what was wrong, also when quiet."""
         self._end_bar()
@@ -140,7 +181,7 @@ class HumanReporter:
 
 
 class JsonReporter:
-    """Writes one JSON object a line: `note`, `plan`, `progress`, then `done` or `error`."""
+    """Writes JSON objects, a line each: `note`, `plan`, `progress`, `warning`, `choice`, `done`, `card`, `error`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -175,6 +216,19 @@ class JsonReporter:
             weights=result.weights,
             seconds=round(result.seconds, 3),
         )
+
+    def card(self, path: Path, card: Card, *, embedded: bool) -> None:
+        """Write the card's place, the digest of the file (without a card in it), and its quality."""
+        where = str(path if embedded else card_path(path))
+        self._write("card", path=str(path), card=where, sha256=card.file.sha256, quality=card.quality)
+
+    def choice(self, candidates: Sequence[Candidate], chosen: Candidate | None, why: str) -> None:
+        """Write all candidates, and which it is."""
+        self._write("choice", type=chosen and chosen.type_name, reason=why, candidates=candidates)
+
+    def warning(self, message: str) -> None:
+        """Write the message."""
+        self._write("warning", message=message)
 
     def error(self, error: PestleError) -> None:
         """Write what was wrong and the exit code."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,12 +23,14 @@ class Source:
     folder: Path
     notes: list[str] = dataclasses.field(default_factory=list, compare=False)
     """What people should know of the model or of its conversion, a line each; families add to it."""
-    name_on_hub: str | None = None
+    kind: Literal["folder", "hub", "gguf"] = "folder"
+    repository: str | None = None
+    """`org/name` for a model on the Hub, whose cache calls the folder by its commit."""
 
     @property
     def name(self) -> str:
-        """The model's name: that of its folder, or on the Hub, whose cache calls folders by their commit."""
-        return self.name_on_hub or self.folder.name
+        """The model's name: that of its folder, or of its repository without the organization."""
+        return self.folder.name if self.repository is None else self.repository.partition("/")[2]
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -101,4 +103,4 @@ def open_source(path: Path) -> Source:
     model = hub.parse(str(path))
     if model is None:
         raise BadInputError(f"{path}: no such folder")
-    return Source(hub.fetch(model), name_on_hub=model.name)
+    return Source(hub.fetch(model), kind="hub", repository=model.repo)

@@ -97,7 +97,7 @@ class AtomicFile:
         try:
             self._part.replace(self._target)
             self._part = None
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise self._storage_error(error) from error
 
@@ -145,7 +145,8 @@ def sweep(target: Path) -> None:
                     os.close(file)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk. Raises OSError."""
     file = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -169,7 +169,7 @@ def measure(upstream: Upstream, checkpoint: Path, type_name: str, runs: int, thr
 
         def run_pestle() -> None:
             command = [str(Path(sys.executable).with_name("pestle")), "quantize", str(checkpoint), "--type", type_name]
-            command += ["--out", str(ours), "--threads", str(threads), "--format", "quiet"]
+            command += ["--out", str(ours), "--threads", str(threads), "--no-measure", "--format", "quiet"]
             row.pestle.append(run_measured(command, dict(os.environ)))
 
         for number in range(runs):

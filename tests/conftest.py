@@ -49,7 +49,8 @@ def default_checkpoint() -> Path:
 def default_model(default_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return that checkpoint as a q8_0 GGUF, quantized by Pestle's own command."""
     out = tmp_path_factory.mktemp("models") / "SmolLM2-135M-Instruct-Q8_0.gguf"
-    command = [*PESTLE, "quantize", str(default_checkpoint), "--type", "q8_0", "--out", str(out), "--format", "quiet"]
+    command = [*PESTLE, "quantize", str(default_checkpoint), "--type", "q8_0", "--out", str(out),
+               "--no-measure", "--format", "quiet"]  # fmt: skip
     subprocess.run(command, check=True, timeout=300)
     return out
 

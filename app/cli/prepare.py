@@ -86,7 +86,8 @@ def _fingerprint(folder: Path, name: str) -> str:
 
 def _run_quantizer(source: str, quantization: str, target: Path) -> None:
     print(f"Quantizing {source} to {quantization} (once; kept in {target.parent})", file=sys.stderr, flush=True)
-    command = [sys.executable, "-P", "-m", "quantize", source, "--type", quantization, "--out", str(target)]
+    command = [sys.executable, "-P", "-m", "quantize", source, "--type", quantization, "--out", str(target),
+               "--no-measure"]  # fmt: skip
     with subprocess.Popen(command) as process:  # noqa: S603 - our own module, arguments not through a shell
         try:
             exit_code = process.wait()

@@ -64,7 +64,10 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """Everything in a GGUF file but the weights; `item_types` are those of the arrays."""
+    """Everything in a GGUF file but the weights; `item_types` are those of the arrays.
+
+    The keys end at byte `keys_end`, the table of tensors at `tensors_end`, and the weights begin at `data_offset`.
+    """
 
     path: Path
     version: int
@@ -73,6 +76,8 @@ class Header:
     item_types: dict[str, ValueType]
     tensors: list[TensorInfo]
     alignment: int
+    keys_end: int
+    tensors_end: int
     data_offset: int
     file_size: int
 
@@ -159,12 +164,17 @@ def _read(cursor: Cursor, largest_array: int | None) -> Header:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
         raise cursor.refuse(f"general.alignment is {alignment!r}; it must be a power of two")
+    keys_end = cursor.position
     tensors = _tensors(cursor, tensor_count, alignment)
-    data_offset = -(-cursor.position // alignment) * alignment
+    tensors_end = cursor.position
+    data_offset = -(-tensors_end // alignment) * alignment
     end = max((data_offset + tensor.offset + tensor.nbytes for tensor in tensors), default=0)
     if end > cursor.file_size:
         raise cursor.refuse(f"truncated: the tensors end at byte {end}, the file at {cursor.file_size}")
-    return Header(cursor.path, version, metadata, types, item_types, tensors, alignment, data_offset, cursor.file_size)
+    return Header(
+        cursor.path, version, metadata, types, item_types, tensors, alignment, keys_end, tensors_end, data_offset,
+        cursor.file_size,
+    )  # fmt: skip
 
 
 def _text(cursor: Cursor, raw: bytes, what: str) -> str:

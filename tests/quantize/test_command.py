@@ -31,7 +31,7 @@ def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_human(checkpoint_of: Callable[[str], Path], tmp_path: Path, quantize_command: Command) -> None:
     out = tmp_path / "model.gguf"
-    finished = quantize_command(checkpoint_of("llama3"), "--type", "Q4_K_M", "--out", out)
+    finished = quantize_command(checkpoint_of("llama3"), "--type", "Q4_K_M", "--out", out, "--no-measure")
     assert finished.returncode == 0, finished.stderr
     assert f"{out}: Q4_K_M, " in finished.stdout
     assert read_header(out).file_type == 15
@@ -44,19 +44,22 @@ def test_the_default_name_is_the_folders(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([str(checkpoint_of("llama3")), "--type", "q8_0", "--format", "quiet"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["Tiny-llama3-1M-Instruct-Q8_0.gguf"]
+    assert main([str(checkpoint_of("llama3")), "--type", "q8_0", "--format", "quiet", "--no-measure"]) == 0
+    name = "Tiny-llama3-1M-Instruct-Q8_0.gguf"
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.card.json", f"{name}.card.md"}
     assert capsys.readouterr() == ("", "")
 
 
 def test_json(checkpoint_of: Callable[[str], Path], tmp_path: Path, quantize_command: Command) -> None:
     out = tmp_path / "model.gguf"
-    finished = quantize_command(checkpoint_of("llama3"), "--type", "q8_0", "--out", out, "--format", "json")
+    finished = quantize_command(
+        checkpoint_of("llama3"), "--type", "q8_0", "--out", out, "--format", "json", "--no-measure"
+    )
     events = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert [event["event"] for event in events][-2:] == ["progress", "done"]
-    assert events[-2]["done"] == events[-2]["total"]
-    assert events[-1]["bytes"] == out.stat().st_size
-    assert events[-1]["path"] == str(out)
+    assert [event["event"] for event in events][-3:] == ["progress", "done", "card"]
+    assert events[-3]["done"] == events[-3]["total"]
+    assert events[-2]["bytes"] == out.stat().st_size
+    assert [event["path"] for event in events[-2:]] == [str(out), str(out)]
     assert finished.stderr == ""
 
 
@@ -72,7 +75,7 @@ def test_json_errors(
     arguments: list[str], code: int, kind: str, checkpoint_of: Callable[[str], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert main([str(checkpoint_of("llama3")), *arguments, "--format", "json"]) == code
+    assert main([str(checkpoint_of("llama3")), *arguments, "--no-measure", "--format", "json"]) == code
     event = json.loads(capsys.readouterr().out)
     assert (event["event"], event["kind"], event["exit_code"]) == ("error", kind, code)
 
@@ -95,7 +98,7 @@ def test_dry_run(checkpoint_of: Callable[[str], Path], tmp_path: Path, capsys: p
         assert main([str(source), "--type", name, "--out", str(out), "--dry-run", "--format", "json"]) == 0
         planned = json.loads(capsys.readouterr().out)
         assert not out.exists()
-        assert main([str(source), "--type", name, "--out", str(out), "--format", "quiet"]) == 0
+        assert main([str(source), "--type", name, "--out", str(out), "--format", "quiet", "--no-measure"]) == 0
         assert planned["bytes"] == out.stat().st_size
         found = {tensor.name: (tensor.type_name, tensor.nbytes) for tensor in read_header(out).tensors}
         assert {tensor["name"]: (tensor["type"], tensor["bytes"]) for tensor in planned["tensors"]} == found
@@ -110,7 +113,8 @@ def test_an_existing_file_is_replaced(checkpoint_of: Callable[[str], Path], tmp_
     out = tmp_path / "model.gguf"
     out.write_bytes(b"old")
     with out.open("rb") as reader:  # a server that has it mapped
-        assert main([str(checkpoint_of("llama3")), "--type", "q8_0", "--out", str(out), "--format", "quiet"]) == 0
+        command = [str(checkpoint_of("llama3")), "--type", "q8_0", "--out", str(out), "--format", "quiet"]
+        assert main([*command, "--no-measure"]) == 0
         assert reader.read() == b"old"
     assert read_header(out).architecture == "llama"
 
@@ -118,7 +122,7 @@ def test_an_existing_file_is_replaced(checkpoint_of: Callable[[str], Path], tmp_
 def start_slow_run(source: Path, out: Path) -> subprocess.Popen[str]:
     """Start a run and wait until it writes."""
     command = [sys.executable, "-P", "-m", "quantize", str(source), "--type", "q4_k_m", "--threads", "1",
-               "--out", str(out), "--format", "json"]  # fmt: skip
+               "--out", str(out), "--format", "json", "--no-measure"]  # fmt: skip
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["event"] == "progress"
@@ -176,7 +180,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     )
     out = tmp_path / "zeros.gguf"
     command = [sys.executable, "-c", script, str(tmp_path / "Zeros"), "--type", "q4_0", "--threads", "2"]
-    command += ["--out", str(out), "--format", "quiet"]
+    command += ["--out", str(out), "--format", "quiet", "--no-measure"]
     peak = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=100).stdout
     out.unlink()
     assert int(peak) * 1024 < 160 << 20

@@ -14,7 +14,7 @@ import pytest
 from app.cli import main
 from app.errors import BadInputError
 from quantize.pipeline import quantize
-from quantize.plot import scatter
+from quantize.plot import Point, scatter
 from quantize.quality import Quality, divergence, log_softmax, measure
 from tests.quantize.checkpoints import Shape, make_checkpoint
 
@@ -44,7 +44,7 @@ def test_the_arithmetic_is_that_of_float64() -> None:
 
 def test_fewer_bits_diverge_more(files: dict[str, Path]) -> None:
     reference, eight, four = measure(
-        files["bf16"], [files["q8_0"], files["q4_0"]], TEXT, threads=2, chunk=128, most_chunks=4
+        files["bf16"], [files["q8_0"], files["q4_0"]], TEXT, threads=1, chunk=128, most_chunks=4
     )
     assert (reference.kld_mean, reference.kld_max, reference.same_top) == (0, 0, 1)
     assert 0 < eight.kld_mean < four.kld_mean <= four.kld_99 <= four.kld_max
@@ -56,27 +56,40 @@ def test_fewer_bits_diverge_more(files: dict[str, Path]) -> None:
 
 def test_perplexity_is_that_of_the_tokens(files: dict[str, Path]) -> None:
     """A model of random weights is about as surprised as one that knows nothing."""
-    found: Quality = measure(files["bf16"], [], TEXT, threads=2, chunk=64, most_chunks=8)[0]
+    found: Quality = measure(files["bf16"], [], TEXT, threads=1, chunk=64, most_chunks=8)[0]
     assert 150 < found.perplexity < 800  # 284 tokens
 
 
 def test_a_short_text_and_other_vocabularies_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="at least 1024 are needed"):
-        measure(files["bf16"], [], "hello", threads=2)
+        measure(files["bf16"], [], "hello", threads=1)
     other = make_checkpoint(tmp_path / "Other", Shape(vocabulary="spm"))
     quantize(other, "q8_0", tmp_path / "other.gguf")
     with pytest.raises(BadInputError, match="its vocabulary"):
-        measure(files["bf16"], [tmp_path / "other.gguf"], TEXT, threads=2)
+        measure(files["bf16"], [tmp_path / "other.gguf"], TEXT, threads=1)
 
 
 def test_the_command(files: dict[str, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "app.cli", "compare", *map(str, files.values()), "--chunks", "2"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "app.cli",
+        "compare",
+        *map(str, files.values()),
+        "--chunks",
+        "2",
+        "--threads",
+        "1",
+    ]
     human = subprocess.run([*command, "--plot", str(tmp_path / "p.svg")], capture_output=True, text=True, check=True)
     lines = human.stdout.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["file", "bf16.gguf", "q8_0.gguf", "q4_0.gguf"]
     assert "everyday.txt" in lines[-1]
     texts = [element.text for element in ET.parse(tmp_path / "p.svg").iter() if element.tag.endswith("text")]
     assert {"q8_0.gguf", "q4_0.gguf", "MB", "KLD, nats"} <= set(texts)
+    assert sum((text or "").endswith(" tokens/s") for text in texts) == 2
+    assert lines[0].split()[-4:] == ["prompt", "t/s", "decode", "t/s"]
     answer = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True).stdout
     found = [json.loads(line) for line in answer.splitlines()]
     assert [Path(entry["path"]).name for entry in found] == ["bf16.gguf", "q8_0.gguf", "q4_0.gguf"]
@@ -94,4 +107,4 @@ def test_bad_input(arguments: list[str], exit_code: int, files: dict[str, Path],
 
 
 def test_a_plot_of_nothing_lost() -> None:
-    assert "NaN" not in scatter([("same", 0.0, 0.0)], "MB", "KLD")
+    assert "NaN" not in scatter([Point("same", 0.0, 0.0)], "MB", "KLD")

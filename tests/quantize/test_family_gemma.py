@@ -182,7 +182,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"note: {line}\n" in capsys.readouterr().err
     assert main([*arguments, "--format", "json"]) == 0
     assert {"event": "note", "message": line} in map(json.loads, capsys.readouterr().out.splitlines())
-    assert main([*arguments, "--format", "quiet"]) == 0
+    assert main([*arguments, "--format", "quiet", "--no-measure"]) == 0
     assert capsys.readouterr().err == ""
 
 
