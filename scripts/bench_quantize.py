@@ -207,10 +207,10 @@ def section(rows: Sequence[Row], upstream: Upstream, runs: int, threads: int, lo
     )
 
 
-def replace_section(page: Path, text: str) -> None:
+def replace_section(page: Path, text: str, heading: str = HEADING) -> None:
     """Put the section in the place of the one with the same heading, or at the end of the page."""
     before = page.read_text(encoding="utf-8") if page.exists() else "# Benchmarks\n"
-    head, found, rest = before.partition(f"{HEADING}\n")
+    head, found, rest = before.partition(f"{heading}\n")
     following = rest.find("\n## ")
     tail = rest[following + 1 :] if found and following >= 0 else ""
     page.write_text(f"{head.rstrip()}\n\n{text}{chr(10) + tail if tail else ''}", encoding="utf-8")

@@ -63,6 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument("--max-tokens", type=int, default=64)
     work.add_argument("--max-tokens-min", type=int, help="mixed: least max_tokens (default a quarter of --max-tokens)")
     work.add_argument("--temperature", type=float, default=0.0)
+    work.add_argument("--top-k", type=int, help="default: what each server takes by itself")
+    work.add_argument("--top-p", type=float, help="default: what each server takes by itself")
     work.add_argument("--ignore-eos", action="store_true", help="always generate --max-tokens (not in OpenAI's API)")
     pairs = parser.add_argument_group("pairs")
     pairs.add_argument(
@@ -137,6 +139,8 @@ class Bench:
             max_tokens=args.max_tokens,
             max_tokens_min=args.max_tokens_min,
             temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
             ignore_eos=args.ignore_eos,
             seed=args.seed,
         )

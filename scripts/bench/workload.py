@@ -48,6 +48,8 @@ class Workload:
     max_tokens: int = 64
     max_tokens_min: int = 16
     temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
     ignore_eos: bool = False
     seed: int = 0
 
@@ -119,6 +121,9 @@ def encode_body(workload: Workload, model: str, text: str, *, max_tokens: int, s
         body["prompt"] = text
     if workload.temperature > 0:
         body["seed"] = seed
+    for name in ("top_k", "top_p"):
+        if (value := getattr(workload, name)) is not None:
+            body[name] = value
     if workload.ignore_eos:
         body["ignore_eos"] = True
     if stream:
