@@ -130,7 +130,8 @@ def measured(load: Load, arguments: argparse.Namespace) -> tuple[list[list[str]]
         command += ["--model", str(model)]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found = {row["figure"]: row for row in json.loads(result.stdout)["comparison"]}
-    lines, missed = [], 0
+    lines: list[list[str]] = []
+    missed = 0
     for figure in dict.fromkeys([RATE, *load.floors, *(load.greatest or {})]):
         cells, reached = line(found[figure], load, figure)
         lines.append([load.what if not lines else "", figure, *cells])
@@ -159,7 +160,8 @@ def line(row: dict[str, Any], load: Load, figure: str) -> tuple[list[str], bool]
 def file_of(load: Load, arguments: argparse.Namespace) -> Path | None:
     """Return the GGUF that a load is run with, made if need be; None for the generator's own default."""
     if not load.file:
-        return arguments.model
+        given: Path | None = arguments.model
+        return given
     rebuilt = subprocess.run(
         [sys.executable, str(SCRIPTS / "rebuild_default_checkpoint.py")], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
