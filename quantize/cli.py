@@ -12,6 +12,7 @@ from typing import Any
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
+from quantize.workplace import Workplace, sweep
 
 FORMATS = ("human", "json", "quiet")
 
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="stream a model on the Hub shard by shard: the disk holds one at a time"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
 
@@ -75,13 +79,25 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
         raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
     name = source.stem if source.suffix == ".gguf" else source.absolute().name
     folder, outs = _targets(arguments.out, name, chosen)
-    prepared = pipeline.prepare(
-        source,
-        [recipe.name for recipe in chosen],
-        _overrides(arguments),
-        allow_requantize=arguments.allow_requantize,
-        importance=arguments.imatrix,
-    )
+    sweep(outs[0])
+    with contextlib.ExitStack() as stack:
+        workplace = stack.enter_context(Workplace(outs[0])).folder if arguments.no_cache else None
+        prepared = pipeline.prepare(
+            source,
+            [recipe.name for recipe in chosen],
+            _overrides(arguments),
+            allow_requantize=arguments.allow_requantize,
+            importance=arguments.imatrix,
+            workplace=workplace,
+        )
+        _carry_out(arguments, reporter, prepared, folder, outs)
+
+
+def _carry_out(
+    arguments: argparse.Namespace, reporter: Any, prepared: Any, folder: Path | None, outs: list[Path]
+) -> None:
+    from quantize import pipeline  # noqa: PLC0415 - keeps numpy out of `pestle --help`
+
     reporter.notes(prepared.notes)
     if arguments.dry_run:
         reporter.notes(prepared.prove())

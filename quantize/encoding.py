@@ -11,7 +11,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint import Checkpoint, Told, Wanted
 from quantize.importance import ImportanceMatrix
 from quantize.kernels import encode
 from quantize.plan import Plan
@@ -33,13 +33,30 @@ def encoded(
     checkpoint: Checkpoint,
     threads: int,
     *,
+    fetched: Told,
     through_bf16: Sequence[bool],
     importance: ImportanceMatrix | None,
 ) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
     """Yield every slab of every file with its bytes, in the first file's order; they are valid until the next one.
 
+    Where weights come in rounds, the order is that within each. `fetched` is told of the bytes that come meanwhile.
     Memory is bounded by the number of threads: a slab that waits to be written keeps its workspace.
     """
+    parts = [part for tensor in plans[0].tensors for part in tensor.spec.parts]
+    with contextlib.closing(checkpoint.rounds(parts, fetched)) as rounds:
+        for wanted in rounds:
+            slabs = _together(plans, wanted)
+            yield from _round(slabs, checkpoint, threads, through_bf16=through_bf16, importance=importance)
+
+
+def _round(
+    waiting: Iterator[list[Slab]],
+    checkpoint: Checkpoint,
+    threads: int,
+    *,
+    through_bf16: Sequence[bool],
+    importance: ImportanceMatrix | None,
+) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
 
     def work(slabs: list[Slab], space: Workspace) -> list[memoryview]:
         pieces = encode(slabs, checkpoint, space, through_bf16=through_bf16, importance=importance)
@@ -50,7 +67,7 @@ def encoded(
     pending = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
         try:
-            for slabs in _together(plans):
+            for slabs in waiting:
                 if not free:
                     done, space, future = pending.popleft()
                     yield done, future.result()
@@ -64,10 +81,10 @@ def encoded(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _together(plans: Sequence[Plan]) -> Iterator[list[Slab]]:
+def _together(plans: Sequence[Plan], wanted: Wanted) -> Iterator[list[Slab]]:
     """Yield the same rows of every file together."""
     others = [{tensor.spec.name: tensor for tensor in plan.tensors} for plan in plans[1:]]
     for tensor in plans[0].tensors:
         same = [tensors[tensor.spec.name] for tensors in others]
-        for slab in slabs_of(tensor):
+        for slab in slabs_of(tensor, wanted):
             yield [slab, *(dataclasses.replace(slab, tensor=other) for other in same)]

@@ -25,6 +25,7 @@ from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.slabs import Slab
 from quantize.source import Source, open_source
+from quantize.streamed import open_streamed
 from quantize.tensors import Part, TensorSpec
 from quantize.verify import Samples, verify
 from quantize.writer import AtomicFile
@@ -67,11 +68,22 @@ class Prepared:
     @property
     def source_bytes(self) -> int:
         """The bytes of the weights that will be read."""
-        return sum(self.bytes_read(part, part.rows) for tensor in self.plan.tensors for part in tensor.spec.parts)
+        return sum(self.bytes_read(part, part.rows) for part in self.parts)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Everything that will be read."""
+        return [part for tensor in self.plan.tensors for part in tensor.spec.parts]
 
     def prove(self) -> tuple[str, ...]:
         """Wait for the proof of the tokenizer and return what people should know. Raises `TokenizerError`."""
         return () if self.proof is None else self.proof.wait()
+
+    def bytes_of(self, slab: Slab) -> int:
+        """Return the bytes of the source that a slab takes: differences, so that rounded sizes add up."""
+        if slab.part is None:
+            return 0
+        return self.bytes_read(slab.part, slab.first_row + slab.rows) - self.bytes_read(slab.part, slab.first_row)
 
     def bytes_read(self, part: Part, rows: int) -> int:
         """Return the bytes of the source that so many rows of a part take."""
@@ -101,21 +113,22 @@ def prepare(
     *,
     importance: Path | str | None = None,
     allow_requantize: bool = False,
+    workplace: Path | None = None,
 ) -> Prepared:
     """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
 
     A GGUF is quantized as llama-quantize does it; one that is quantized already only with `allow_requantize`, as are
     weights that a checkpoint holds in one of ggml's types.
-    `importance` is a file of llama-imatrix. Raises `UsageError` for an unknown type or an impossible override, and
+    `importance` is a file of llama-imatrix. A model on the Hub is streamed through `workplace`, a folder that outlives
+    the run, if there is one: see `streamed`. Raises `UsageError` for an unknown type or an impossible override, and
     `BadInputError` for a folder or a matrix that cannot be used.
     """
     chosen = [recipes.find(name) for name in ([type_names] if isinstance(type_names, str) else type_names)]
     matrix = _open_importance(importance, chosen)
     _check_recipes(chosen, overrides)
-    if path.is_file() and path.suffix == ".gguf":
+    if workplace is None and path.is_file() and path.suffix == ".gguf":
         return _prepare_gguf(path.absolute(), chosen, overrides, matrix, allow_requantize=allow_requantize)
-    source = open_source(path)
-    checkpoint = Checkpoint.open(source.folder)
+    source, checkpoint = _open(path, workplace)
     dequantize.decode(checkpoint, source)
     family = families.open_model(source)
     specs = family.tensors(checkpoint.tensors)
@@ -131,6 +144,13 @@ def prepare(
     notes = (*left_out(checkpoint.tensors, specs), *source.notes)
     outputs = _outputs(keys, specs, chosen, decided, matrix)
     return Prepared(source, checkpoint, outputs, notes, importance=matrix, proof=proof)
+
+
+def _open(path: Path, workplace: Path | None) -> tuple[Source, Checkpoint]:
+    if workplace is not None:
+        return open_streamed(path, workplace)
+    source = open_source(path)
+    return source, Checkpoint.open(source.folder)
 
 
 def _prepare_gguf(
@@ -205,11 +225,22 @@ def run_all(
     for out in outs:
         _check_target(out, prepared)
     targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
-    done, total = 0, prepared.source_bytes
+    output_bytes = sum(output.plan.file_size for output in prepared.outputs)
+    done, total = 0, prepared.source_bytes + prepared.checkpoint.expect(prepared.parts, output_bytes)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        if prepared.proof is not None:
+            prepared.proof.check()
+        done += count
+        if progress is not None:
+            progress(done, total)
+
     pieces_of_slabs = encoded(
         [output.plan for output in prepared.outputs],
         prepared.checkpoint,
         threads or available_cpus(),
+        fetched=advance,
         through_bf16=[prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs],
         importance=prepared.importance,
     )
@@ -223,23 +254,18 @@ def run_all(
         if prepared.proof is not None:
             stack.enter_context(contextlib.closing(prepared.proof))
         for slabs, pieces in pieces_of_slabs:
-            if prepared.proof is not None:
-                prepared.proof.check()
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)
-            part, first = slabs[0].part, slabs[0].first_row
-            if part is not None:
-                end = first + slabs[0].rows  # differences, so that rounded sizes add up
-                done += prepared.bytes_read(part, end) - prepared.bytes_read(part, first)
-            if progress is not None:
-                progress(done, total)
+            advance(prepared.bytes_of(slabs[0]))
         for target in targets:
             target.check()
         prepared.prove()
         for target in targets:
             target.file.publish()
     seconds = time.monotonic() - began
-    return [_result(output, out, total, seconds) for output, out in zip(prepared.outputs, outs, strict=True)]
+    return [
+        _result(output, out, prepared.source_bytes, seconds) for output, out in zip(prepared.outputs, outs, strict=True)
+    ]
 
 
 class _Target:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.checkpoint import Checkpoint, StoredTensor
+from quantize.checkpoint import Checkpoint, StoredTensor, Wanted
 from quantize.plan import PlannedTensor
 from quantize.tensors import Part
 
@@ -57,12 +57,12 @@ class Slab:
         return self.first_weight + self.weights == self.tensor.spec.weights
 
 
-def slabs_of(tensor: PlannedTensor) -> Iterator[Slab]:
-    """Cut a tensor into slabs: whole rows, and whole groups where rows change places within a group.
+def slabs_of(tensor: PlannedTensor, wanted: Wanted = lambda _: True) -> Iterator[Slab]:
+    """Cut the wanted parts of a tensor into slabs: whole rows, whole groups where rows change places within a group.
 
     A part whose rows are shorter than the tensor's is not cut, for only the whole of it ends where a row does.
     """
-    if not tensor.spec.parts:
+    if not tensor.spec.parts and wanted(None):
         yield Slab(tensor, None, 0, 0, tensor.spec.rows)
     first_weight = 0
     for part in tensor.spec.parts:
@@ -70,7 +70,7 @@ def slabs_of(tensor: PlannedTensor) -> Iterator[Slab]:
         rows = max(1, weights // (part.unit * part.width)) * part.unit
         if part.width < tensor.spec.row_weights:
             rows = part.rows
-        for first in range(0, part.rows, rows):
+        for first in range(0, part.rows, rows) if wanted(part) else ():
             yield Slab(tensor, part, first_weight + first * part.width, first, min(rows, part.rows - first))
         first_weight += part.rows * part.width
 
