@@ -102,8 +102,9 @@ def _pieces(listing: Listing, name: str, at: int, end: int) -> Iterator[bytes]:
 
     url = hf_hub_url(listing.model.repo, name, revision=listing.commit)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    if at > 0 or end < size_of(listing, name):
-        headers["Range"] = f"bytes={at}-{end - 1}"
+    size = size_of(listing, name)
+    if at > 0 or end < size:
+        headers["Range"] = f"bytes={at}-{'' if end == size else end - 1}"
     with http_stream_backoff(
         "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         retry_on_exceptions=(), retry_on_status_codes=(408, 429),
@@ -112,10 +113,10 @@ def _pieces(listing: Listing, name: str, at: int, end: int) -> Iterator[bytes]:
         place = _place(listing, name, at, response)
         for piece in response.iter_raw():
             begin, place = place, place + len(piece)
-            if place > end == size_of(listing, name):
+            if place > end == size:
                 raise VerificationError(f"{listing.model.repo}: {name} has more bytes than the {end} that the Hub says")
             yield piece[max(at - begin, 0) : max(end - begin, 0)]  # a range that is ignored brings what we have already
-            if place >= end < size_of(listing, name):
+            if place >= end < size:
                 return
 
 
