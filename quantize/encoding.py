@@ -8,13 +8,13 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from quantize.checkpoint import Checkpoint, Told, Wanted
 from quantize.importance import ImportanceMatrix
 from quantize.kernels import encode
-from quantize.plan import Plan
+from quantize.plan import Plan, PlannedTensor
 from quantize.slabs import Slab, Workspace, slabs_of
 
 
@@ -50,7 +50,7 @@ def encoded(
 
 
 def _round(
-    waiting: Iterator[list[Slab]],
+    waiting: Iterator[list[list[Slab]]],
     checkpoint: Checkpoint,
     threads: int,
     *,
@@ -58,33 +58,55 @@ def _round(
     importance: ImportanceMatrix | None,
 ) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
 
-    def work(slabs: list[Slab], space: Workspace) -> list[memoryview]:
-        pieces = encode(slabs, checkpoint, space, through_bf16=through_bf16, importance=importance)
-        return [piece.data for piece in pieces]
+    def work(twins: list[list[Slab]], space: Workspace) -> list[list[memoryview]]:
+        space.forget()
+        encoded = []
+        for number, slabs in enumerate(twins):
+            of_twin = space.twin(number)
+            pieces = encode(slabs, checkpoint, of_twin, through_bf16=through_bf16, importance=importance)
+            encoded.append([piece.data for piece in pieces])
+        return encoded
 
     free = [Workspace() for _ in range(threads * 2 + 2)]
-    pending: collections.deque[tuple[list[Slab], Workspace, concurrent.futures.Future[list[memoryview]]]]
+    pending: collections.deque[tuple[list[list[Slab]], Workspace, concurrent.futures.Future[list[list[memoryview]]]]]
     pending = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
         try:
-            for slabs in waiting:
+            for twins in waiting:
                 if not free:
                     done, space, future = pending.popleft()
-                    yield done, future.result()
+                    yield from zip(done, future.result(), strict=True)
                     free.append(space)
                 space = free.pop()
-                pending.append((slabs, space, pool.submit(work, slabs, space)))
+                pending.append((twins, space, pool.submit(work, twins, space)))
             while pending:
                 done, _, future = pending.popleft()
-                yield done, future.result()
+                yield from zip(done, future.result(), strict=True)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _together(plans: Sequence[Plan], wanted: Wanted) -> Iterator[list[Slab]]:
-    """Yield the same rows of every file together."""
+def _together(plans: Sequence[Plan], wanted: Wanted) -> Iterator[list[list[Slab]]]:
+    """Yield slabs that are read at once: twins, and of each the same rows of every file."""
     others = [{tensor.spec.name: tensor for tensor in plan.tensors} for plan in plans[1:]]
-    for tensor in plans[0].tensors:
-        same = [tensors[tensor.spec.name] for tensors in others]
-        for slab in slabs_of(tensor, wanted):
-            yield [slab, *(dataclasses.replace(slab, tensor=other) for other in same)]
+    for twins in _twins(plans[0].tensors):
+        for slabs in zip(*(slabs_of(tensor, wanted) for tensor in twins), strict=True):
+            yield [
+                [slab, *(dataclasses.replace(slab, tensor=tensors[slab.tensor.spec.name]) for tensors in others)]
+                for slab in slabs
+            ]
+
+
+def _twins(tensors: Sequence[PlannedTensor]) -> Iterable[list[PlannedTensor]]:
+    """Put tensors together that take each their rows of the same groups of rows, such as gates and ups by turns."""
+    twins: dict[Hashable, list[PlannedTensor]] = {}
+    for tensor in tensors:
+        key: Hashable = tensor.spec.name
+        if tensor.spec.parts and all(part.unit < part.group for part in tensor.spec.parts):
+            read = [
+                (part.sources, part.start, part.rows, part.width, part.group, part.unit, part.stride)
+                for part in tensor.spec.parts
+            ]
+            key = (tensor.spec.shape, *read)
+        twins.setdefault(key, []).append(tensor)
+    return twins.values()

@@ -86,8 +86,8 @@ class Prepared:
         return self.bytes_read(slab.part, slab.first_row + slab.rows) - self.bytes_read(slab.part, slab.first_row)
 
     def bytes_read(self, part: Part, rows: int) -> int:
-        """Return the bytes of the source that so many rows of a part take."""
-        stored, weights = self.checkpoint.tensors, part.stored_rows(rows) * part.width
+        """Return the bytes of the source that so many rows of a part take; a group of rows is shared by its takers."""
+        stored, weights = self.checkpoint.tensors, rows * part.width
         if part.scales is not None:
             return weights // BLOCK_WEIGHTS * BLOCK_BYTES
         return stored[part.source].stored_bytes(weights)
