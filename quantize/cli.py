@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,13 +15,17 @@ from app.errors import InterruptedByUserError, PestleError, StorageError, UsageE
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
 from quantize.workplace import Workplace, sweep
 
+_FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 FORMATS = ("human", "json", "quiet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors, or a GGUF"
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="folder with config.json and safetensors, org/name[@revision] on the Hub, or a GGUF",
     )
     parser.add_argument(
         "--type", required=True, metavar="T[,T...]",
@@ -77,7 +82,7 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
     source = arguments.source.expanduser()
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads is {arguments.threads}; at least 1 is needed", param="threads")
-    name = source.stem if source.suffix == ".gguf" else source.absolute().name
+    name = _FIRST_PART.sub("", source.stem) if source.suffix == ".gguf" else source.absolute().name
     folder, outs = _targets(arguments.out, name, chosen)
     sweep(outs[0])
     with contextlib.ExitStack() as stack:

@@ -80,27 +80,37 @@ class Remote:
         with hub.explained(self.listing.model):
             try:
                 with path.open("xb", buffering=0) as file:
+                    place = 0
 
                     def take(piece: bytes) -> None:
-                        rest = memoryview(piece)
-                        while rest:
-                            rest = rest[file.write(rest) or 0 :]
+                        nonlocal place
+                        self._write(file.fileno(), piece, place)
+                        place += len(piece)
                         told(len(piece))
 
                     hub_transfer.fetch(self.listing, name, take)
                 self._check_header(path)
-            except BaseException as error:
+            except BaseException:
                 path.unlink(missing_ok=True)
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise StorageError(f"{self.folder.parent}: cannot keep {name}: {error.strerror}") from error
                 raise
+
+    def _write(self, file: int, piece: bytes, offset: int) -> None:
+        rest = memoryview(piece)
+        try:
+            while rest:
+                written = os.pwrite(file, rest, offset)
+                rest, offset = rest[written:], offset + written
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder.parent}: cannot keep a shard here until it is encoded: {error.strerror}"
+            ) from error
 
     def header(self, path: Path) -> tuple[int, bytes]:
         """Return a shard's size and its bytes up to the data. Unverified: `fetch` compares them with what comes."""
         name = path.name
         hub.check_name(self.listing.model, name)
         size = hub_transfer.size_of(self.listing, name)
-        header = read_header(path, size, lambda count: hub_transfer.read(self.listing, name, 0, count))
+        header = read_header(path, size, lambda count: hub_transfer.read(self.listing, name, count))
         self._headers[name] = (len(header), hashlib.sha256(header).digest())
         return size, header
 
@@ -115,21 +125,22 @@ class Remote:
 
     def copy(self, tensor: StoredTensor, file: int, offset: int) -> bytes:
         """Write a tensor's bytes to a place in a file, by a range or from the shared cache. Returns their sha256."""
-        digest = hashlib.sha256()
-        local = os.open(tensor.shard, os.O_RDONLY | os.O_CLOEXEC) if tensor.shard.is_symlink() else None
-        try:
-            for first in range(0, tensor.nbytes, _COPIED_AT_ONCE):
-                count, start = min(_COPIED_AT_ONCE, tensor.nbytes - first), tensor.offset + first
-                if local is not None:
-                    piece = os.pread(local, count, start)
-                else:
-                    with hub.explained(self.listing.model):
-                        piece = hub_transfer.read(self.listing, tensor.shard.name, start, count)
-                digest.update(piece)
-                os.pwrite(file, piece, offset + first)
-        finally:
-            if local is not None:
-                os.close(local)
+        digest, place = hashlib.sha256(), offset
+
+        def take(piece: bytes) -> None:
+            nonlocal place
+            digest.update(piece)
+            self._write(file, piece, place)
+            place += len(piece)
+
+        if tensor.shard.is_symlink():
+            with tensor.shard.open("rb") as local:
+                local.seek(tensor.offset)
+                for first in range(0, tensor.nbytes, _COPIED_AT_ONCE):
+                    take(local.read(min(_COPIED_AT_ONCE, tensor.nbytes - first)))
+        else:
+            with hub.explained(self.listing.model):
+                hub_transfer.fetch_range(self.listing, tensor.shard.name, tensor.offset, tensor.nbytes, take)
         return digest.digest()
 
 

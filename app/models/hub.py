@@ -233,6 +233,8 @@ def explained(model: HubModel) -> Iterator[None]:
         ) from error
     except (errors.HfHubHTTPError, httpx2.HTTPError, errors.OfflineModeIsEnabled) as error:
         raise HubUnreachableError(f"{named}: the Hub does not answer as it should: {_first_line(error)}") from error
+    except BrokenPipeError:
+        raise  # who was told of the progress is gone
     except OSError as error:
         if error.errno is None:  # raised by huggingface-hub itself: what came is shorter or longer than announced
             raise HubUnreachableError(f"{named}: the transfer failed: {_first_line(error)}") from error

@@ -48,10 +48,15 @@ def fetch(listing: Listing, name: str, take: Take) -> None:
         )
 
 
-def read(listing: Listing, name: str, first: int, count: int) -> bytes:
-    """Return bytes `first` to `first + count` of a file, unverified. Raises as `fetch` does."""
+def fetch_range(listing: Listing, name: str, first: int, count: int, take: Take) -> None:
+    """Take bytes `first` to `first + count` of a file, unverified. Raises as `fetch` does."""
+    _receive(listing, name, first, first + count, take)
+
+
+def read(listing: Listing, name: str, count: int) -> bytes:
+    """Return the first bytes of a file, unverified. Raises as `fetch` does."""
     out = bytearray()
-    _receive(listing, name, first, first + count, out.extend)
+    fetch_range(listing, name, 0, count, out.extend)
     return bytes(out)
 
 

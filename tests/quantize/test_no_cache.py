@@ -159,6 +159,25 @@ def test_the_disk_holds_one_shard_at_a_time(run: Run, tmp_path: Path, place: Pat
     assert max(there) == 0, "a shard was asked for while another was there"
 
 
+def test_room_for_the_largest_shard_is_looked_for_first(run: Run, folder: Path, place: Path) -> None:
+    def mounted(size: int) -> bool:
+        return not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=False, capture_output=True
+        ).returncode
+
+    shards = [path.stat().st_size for path in folder.glob("*.safetensors")]
+    if not mounted(sum(shards) // 2 + max(shards) + 65536):
+        pytest.skip("no disk of its own can be mounted here: root is needed")
+    try:
+        with running(Hub.of(folder)) as server:
+            result = run(server)
+            assert result.returncode == 4
+            assert f"for the result and {max(shards)} for the largest shard" in result.stderr
+            assert not [request for request in server.requests if request.endswith(".safetensors")]
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 def test_what_the_cache_has_is_used_and_stays(run: Run, folder: Path, tmp_path: Path, place: Path) -> None:
     with running(Hub.of(folder)) as server:
         arguments = command(tmp_path / "cached.gguf")
