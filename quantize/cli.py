@@ -95,6 +95,7 @@ def _run(arguments: argparse.Namespace, reporter: Any) -> None:
             importance=arguments.imatrix,
             workplace=workplace,
         )
+        stack.callback(prepared.close)
         _carry_out(arguments, reporter, prepared, folder, outs)
 
 

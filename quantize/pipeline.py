@@ -79,6 +79,11 @@ class Prepared:
         """Wait for the proof of the tokenizer and return what people should know. Raises `TokenizerError`."""
         return () if self.proof is None else self.proof.wait()
 
+    def close(self) -> None:
+        """End what is under way, if the run does not come to it."""
+        if self.proof is not None:
+            self.proof.close()
+
     def bytes_of(self, slab: Slab) -> int:
         """Return the bytes of the source that a slab takes: differences, so that rounded sizes add up."""
         if slab.part is None:

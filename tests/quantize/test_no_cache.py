@@ -45,7 +45,7 @@ def run(tmp_path: Path, place: Path) -> Run:
     def quantize_it(server: Hub, *arguments: str, **variables: str) -> Any:
         result = subprocess.run(
             command(place / "out.gguf", "--no-cache", *arguments), cwd=ROOT,
-            env=environment(server, tmp_path / "hf", **variables), capture_output=True, text=True, timeout=60,
+            env=environment(server, tmp_path / "hf", **variables), capture_output=True, text=True, timeout=100,
             check=False,
         )  # fmt: skip
         assert "Traceback" not in result.stderr
@@ -109,7 +109,7 @@ def test_several_types_and_progress(folder: Path, tmp_path: Path, place: Path) -
     with running(Hub.of(folder)) as server:
         result = subprocess.run(
             command(place / "new" / "both", *arguments), cwd=ROOT, env=environment(server, tmp_path / "hf"),
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=100, check=True,
         )  # fmt: skip
         fetched = sum(len(content) for name, content in server.files.items() if name.endswith(".safetensors"))
     events = [json.loads(line) for line in result.stdout.splitlines()]
