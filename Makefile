@@ -15,7 +15,7 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle quality bench clean
+.PHONY: help setup serve quantize test check oracle quality bounds bench clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and ups
 	@$(PYTHON) scripts/bench_quantize.py
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5
+
+bounds: $(DEV) ## prove the bounds of memory and reading on large random checkpoints, inside 1 GiB
+	@$(PYTHON) scripts/prove_bounds.py
 
 clean: ## remove the environment and what the tools left
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -34,10 +34,14 @@ class SourceFile:
     bytes: int
     modified: int
     is_weights: bool
+    stated_sha256: str | None = None
+    is_here: bool = True
 
     @classmethod
-    def look_at(cls, path: Path, *, is_weights: bool) -> SourceFile:
-        """Remember a file's size and time. Raises `StorageError`."""
+    def look_at(cls, path: Path, *, is_weights: bool, stated: tuple[int, str | None] | None = None) -> SourceFile:
+        """Remember a file's size and time, or what is stated of one that is not here. Raises `StorageError`."""
+        if stated is not None:
+            return cls(path, stated[0], 0, is_weights, stated[1], is_here=False)
         try:
             status = path.stat()
         except OSError as error:
@@ -47,13 +51,15 @@ class SourceFile:
     @property
     def known_sha256(self) -> str | None:
         """The digest that the Hub's cache calls the file by, and that was checked when it was fetched."""
+        if not self.is_here:
+            return self.stated_sha256
         name = self.path.resolve().name
         return name if self.path.is_symlink() and _SHA256.fullmatch(name) else None
 
     def identity(self, *, hashed: bool) -> FileIdentity:
         """Return the card's line; `hashed` reads weights again if their digest is not known. Raises `StorageError`."""
         digest = self.known_sha256
-        if digest is None and (hashed or not self.is_weights):
+        if digest is None and self.is_here and (hashed or not self.is_weights):
             digest = sha256_of(self.path)
             if SourceFile.look_at(self.path, is_weights=self.is_weights) != self:
                 digest = None  # someone has changed it since
@@ -62,7 +68,8 @@ class SourceFile:
 
 def source_files(prepared: Prepared) -> list[SourceFile]:
     """Look at what a run reads, before it begins: the weights, and the small files that are there."""
-    weights = [SourceFile.look_at(path, is_weights=True) for path in prepared.checkpoint.shards]
+    shards = prepared.checkpoint.shards
+    weights = [SourceFile.look_at(path, is_weights=True, stated=prepared.checkpoint.stated(path)) for path in shards]
     if prepared.source.kind == "gguf":
         return weights
     small = [prepared.source.folder / name for name in _SMALL_FILES]
@@ -72,12 +79,11 @@ def source_files(prepared: Prepared) -> list[SourceFile]:
 def describe_source(prepared: Prepared, files: Sequence[SourceFile], *, hashed: bool) -> Source:
     """Return what the card says of the source; `hashed` reads the weights of a folder for their digests."""
     source = prepared.source
-    folder = source.folder.name
-    name = files[0].path.name if source.kind == "gguf" else source.repository or folder
+    name = files[0].path.name if source.kind == "gguf" else source.repository or source.folder.name
     return Source(
         kind=source.kind,
         name=_readable(name),
-        revision=folder if source.kind == "hub" and _COMMIT.fullmatch(folder) else None,
+        revision=source.commit if source.commit and _COMMIT.fullmatch(source.commit) else None,
         files=[file.identity(hashed=hashed) for file in files],
     )
 

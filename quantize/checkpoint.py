@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -17,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import CheckpointError, StorageError
+from quantize.tensors import Part
 
 INDEX_NAME = "model.safetensors.index.json"
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+_HEADER_AT_ONCE = 1 << 18  # bytes; most headers are smaller
 _DECODED_AT_ONCE = 1 << 18  # weights; the buffers of a decoder grow with this and not with what is asked for
 _ALL_DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -49,6 +52,14 @@ class StoredTensor:
     def stored_bytes(self, weights: int) -> int:
         """Return how many bytes of the shards so many of its weights stand for."""
         return self.nbytes * weights // max(math.prod(self.shape), 1)
+
+
+Told = Callable[[int], None]
+"""Is told how many more bytes there are."""
+Wanted = Callable[["Part | None"], bool]
+"""Says of a part of a tensor whether it is wanted; of None, what needs no weight of the checkpoint."""
+ReadHeader = Callable[[Path], tuple[int, bytes]]
+"""Returns the size of a shard, and its bytes up to the data."""
 
 
 class Decoder(Protocol):
@@ -112,12 +123,15 @@ class Checkpoint:
         self._files: dict[Path, int] = {}
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Index a folder's safetensors. Raises `CheckpointError` for anything missing, truncated or contradictory."""
-        names, weight_map = _shard_names(folder)
+    def open(cls, folder: Path, elsewhere: Mapping[str, ReadHeader] = {}) -> Self:
+        """Index a folder's safetensors. Raises `CheckpointError` for anything missing, truncated or contradictory.
+
+        `elsewhere` are shards that are not in the folder, by the names that they would have there.
+        """
+        names, weight_map = _shard_names(folder, elsewhere)
         tensors: dict[str, StoredTensor] = {}
         for name in names:
-            for tensor in _read_shard(folder / name):
+            for tensor in _tensors_of(folder / name, elsewhere.get(name)):
                 if tensor.name in tensors:
                     where = tensors[tensor.name].shard.name
                     raise CheckpointError(f"{folder / name}: the tensor {tensor.name!r} is also in {where}")
@@ -141,6 +155,18 @@ class Checkpoint:
         except OSError as error:
             raise StorageError(f"{tensor.shard}: cannot be read: {error.strerror or error}") from error
 
+    def rounds(self, parts: Sequence[Part], told: Told) -> Generator[Wanted]:  # noqa: ARG002 - as `StreamedCheckpoint`
+        """Yield, for each round in which weights are there to be read, whose they are. Here, all at once."""
+        yield lambda _: True
+
+    def expect(self, parts: Sequence[Part], output: int) -> int:  # noqa: ARG002 - as `StreamedCheckpoint`
+        """Return how many bytes must be fetched for these parts, which `told` of `rounds` will hear of."""
+        return 0
+
+    def stated(self, shard: Path) -> tuple[int, str | None] | None:  # noqa: ARG002 - as `StreamedCheckpoint`
+        """Return a shard's size and sha256 as its publisher states them; None if the file is there to be looked at."""
+        return None
+
     def __enter__(self) -> Self:
         """Open every shard."""
         try:
@@ -161,10 +187,10 @@ class Checkpoint:
             os.close(self._files.popitem()[1])
 
 
-def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
+def _shard_names(folder: Path, elsewhere: Mapping[str, ReadHeader]) -> tuple[list[str], dict[str, str]]:
     index = folder / INDEX_NAME
     if not index.is_file():
-        names = sorted(path.name for path in folder.glob("model*.safetensors"))
+        names = sorted({path.name for path in folder.glob("model*.safetensors")} | elsewhere.keys())
         if not names:
             others = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".gguf"})
             hint = f" (found {', '.join(others[:5])}; only safetensors are read)" if others else ""
@@ -182,7 +208,7 @@ def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name!r} is not the name of a safetensors file in the same folder")
-        if not (folder / name).is_file():
+        if name not in elsewhere and not (folder / name).is_file():
             raise CheckpointError(f"{index}: names the file {name}, which is missing from {folder}")
     return names, weight_map
 
@@ -198,25 +224,39 @@ def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, St
             raise CheckpointError(f"{tensor.shard}: holds the tensor {name!r}, which {INDEX_NAME} does not know")
 
 
-def _read_shard(path: Path) -> list[StoredTensor]:
+def read_header(path: Path, size: int, read: Callable[[int], bytes]) -> bytes:
+    """Return the bytes of a shard of `size` bytes up to its data, once they are known to be no more than they can be.
+
+    `read` returns so many bytes of its beginning. Raises `CheckpointError`.
+    """
+    start = read(min(size, _HEADER_AT_ONCE))
+    length = int.from_bytes(start[:8], "little")
+    if size < 8 or length > size - 8 or length > _MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: truncated or no safetensors: {size} bytes, header of {length} bytes")
+    end = 8 + length
+    return start[:end] if end <= len(start) else read(end)
+
+
+def _read_local_header(path: Path) -> tuple[int, bytes]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8 or length > _MAX_HEADER_BYTES:
-                raise CheckpointError(f"{path}: truncated or no safetensors: {size} bytes, header of {length} bytes")
-            header = file.read(length)
+            return size, read_header(path, size, lambda count: os.pread(file.fileno(), count, 0))
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _tensors_of(path: Path, elsewhere: ReadHeader | None) -> list[StoredTensor]:
+    size, header = elsewhere(path) if elsewhere else _read_local_header(path)
     try:
-        entries = json.loads(header, object_pairs_hook=_unique)
+        entries = json.loads(header[8:], object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is damaged: {error}") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
     entries.pop("__metadata__", None)
-    tensors = [_stored(path, name, entry, 8 + length) for name, entry in sorted(entries.items())]
-    _check_layout(path, tensors, 8 + length, size)
+    tensors = [_stored(path, name, entry, len(header)) for name, entry in sorted(entries.items())]
+    _check_layout(path, tensors, len(header), size)
     return tensors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,14 +16,19 @@ from app.errors import InterruptedByUserError, PestleError, StorageError, UsageE
 from quantize.choice import CANDIDATES, GOOD_KLD, Limits, parse_size
 from quantize.proof_process import ProofProcess
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
+from quantize.workplace import Workplace, sweep
 
+_FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 FORMATS = ("human", "json", "quiet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to a parser."""
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="folder with config.json and safetensors, or a GGUF"
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="folder with config.json and safetensors, org/name[@revision] on the Hub, or a GGUF",
     )
     types = parser.add_mutually_exclusive_group(required=True)
     types.add_argument(
@@ -51,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="stream a model on the Hub shard by shard: the disk holds one at a time"
+    )
     measure = parser.add_argument_group("the card, FILE.card.json, which says what the file is and costs")
     measure.add_argument(
         "--measure", action=argparse.BooleanOptionalAction,
@@ -103,25 +112,33 @@ def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | N
     for flag in ("threads", "chunks"):
         if (value := getattr(arguments, flag)) is not None and value < 1:
             raise UsageError(f"--{flag} is {value}; at least 1 is needed", param=flag)
-    measurement = carded.Measurement(arguments.auto or arguments.measure, arguments.text, arguments.chunks)
-    name = source.stem if source.suffix == ".gguf" else source.absolute().name
+    if arguments.no_cache and (arguments.auto or arguments.measure):
+        raise UsageError("--no-cache keeps no weights that could be measured against; leave it out", param="no-cache")
+    wanted = False if arguments.no_cache else arguments.auto or arguments.measure
+    measurement = carded.Measurement(wanted, arguments.text, arguments.chunks)
+    name = _FIRST_PART.sub("", source.stem) if source.suffix == ".gguf" else source.absolute().name
     folder, outs = _targets(arguments.out, name, chosen, one_stays=arguments.auto)
-    prepared = pipeline.prepare(
-        source,
-        [recipe.name for recipe in chosen],
-        _overrides(arguments),
-        allow_requantize=arguments.allow_requantize,
-        importance=arguments.imatrix,
-        proof_process=process,
-        reference=None if arguments.dry_run else measurement.reference,
-    )
-    reporter.notes([*prepared.notes, *measurement.notes])
-    if arguments.dry_run:
-        reporter.notes(prepared.prove())
-        for output, out in zip(prepared.outputs, outs, strict=True):
-            reporter.plan(output, out)
-        return
-    with _made(folder):
+    sweep(outs[0])
+    with contextlib.ExitStack() as stack:
+        workplace = stack.enter_context(Workplace(outs[0])).folder if arguments.no_cache else None
+        prepared = pipeline.prepare(
+            source,
+            [recipe.name for recipe in chosen],
+            _overrides(arguments),
+            allow_requantize=arguments.allow_requantize,
+            importance=arguments.imatrix,
+            proof_process=process,
+            reference=None if arguments.dry_run else measurement.reference,
+            workplace=workplace,
+        )
+        stack.callback(prepared.close)
+        reporter.notes([*prepared.notes, *measurement.notes])
+        if arguments.dry_run:
+            reporter.notes(prepared.prove())
+            for output, out in zip(prepared.outputs, outs, strict=True):
+                reporter.plan(output, out)
+            return
+        stack.enter_context(_made(folder))
         if limits is None:
             carded.run_with_cards(prepared, outs, measurement, reporter, **card)
         else:

@@ -1,7 +1,7 @@
-"""An existing GGUF as a source: its keys are carried over and its tensors quantized, as llama-quantize does it.
+"""An existing GGUF, in one file or in parts, as a source: quantized as llama-quantize does it.
 
-What is f32, f16 or bf16 loses nothing but what the new type costs. What is quantized already is widened to f32 by ggml
-first, which adds one error to another: that needs the user's consent.
+Its keys are carried over. What is f32, f16 or bf16 loses nothing but what the new type costs. What is quantized already
+is widened to f32 by ggml first, which adds one error to another: that needs the user's consent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from quantize.header import KeyTable, Value
 from quantize.tensors import Part, TensorSpec
 
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
-_LAST_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
+_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,29 +78,55 @@ class Blocks:
 
 
 def open_gguf(path: Path) -> GgufModel:
-    """Read a GGUF's header. Raises `ModelFileError` for one that is damaged, one part of several, or oddly aligned."""
-    header = read_header(path)
-    parts = header.integer("split.count")
-    if parts is not None and parts > 1:
-        raise ModelFileError(
-            f"{path}: part {(header.integer('split.no') or 0) + 1} of {parts} of a GGUF in parts; make it one file "
-            f"first: llama-gguf-split --merge {_first_part(path)} OUT.gguf"
-        )
-    if header.alignment != DEFAULT_ALIGNMENT:
-        raise ModelFileError(f"{path}: general.alignment is {header.alignment}; {DEFAULT_ALIGNMENT} is read")
-    if not header.tensors:
+    """Read a GGUF's header, or those of all its parts when given the first: `NAME-00001-of-00003.gguf`.
+
+    Raises `ModelFileError` for a file that is damaged or oddly aligned, for another part than the first, and for parts
+    that do not belong together.
+    """
+    headers = _read_parts(path)
+    found = [(header, tensor) for header in headers for tensor in header.tensors]
+    for header in headers:
+        if header.alignment != DEFAULT_ALIGNMENT:
+            raise ModelFileError(f"{header.path}: general.alignment is {header.alignment}; {DEFAULT_ALIGNMENT} is read")
+    if not found:
         raise ModelFileError(f"{path}: holds no tensors, only a header")
+    tensors: dict[str, StoredTensor] = {}
+    for header, tensor in found:
+        if tensor.name in tensors:
+            where = tensors[tensor.name].shard.name
+            raise ModelFileError(f"{header.path}: the tensor {tensor.name!r} is also in {where}")
+        tensors[tensor.name] = _stored(header, tensor)
     specs = [
         TensorSpec(tensor.name, tensor.shape, (Part(tensor.name, _rows(tensor), tensor.shape[-1]),))
-        for tensor in header.tensors
+        for _, tensor in found
     ]
-    tensors = {tensor.name: _stored(header, tensor) for tensor in header.tensors}
-    types = {tensor.name: tensor.type_name for tensor in header.tensors}
-    return GgufModel(path, _keys(header), specs, types, Checkpoint(tensors, [path]))
+    types = {tensor.name: tensor.type_name for _, tensor in found}
+    return GgufModel(path, _keys(headers[0]), specs, types, Checkpoint(tensors, [header.path for header in headers]))
 
 
-def _first_part(path: Path) -> str:
-    return _LAST_PART.sub(lambda match: f"-00001-of-{match[2]}", path.stem) + path.suffix
+def _read_parts(path: Path) -> list[Header]:
+    first = read_header(path)
+    count = first.integer("split.count") or 1
+    if count == 1:
+        return [first]
+    match = _PART.search(path.stem)
+    if match is None or int(match[2]) != count:
+        raise ModelFileError(f"{path}: one of {count} parts; such a file is called NAME-00001-of-{count:05}.gguf")
+    names = [f"{path.stem[: match.start()]}-{number:05}-of-{match[2]}{path.suffix}" for number in range(1, count + 1)]
+    if int(match[1]) != 1:
+        raise ModelFileError(f"{path}: part {int(match[1])} of {count}; give the first, {names[0]}")
+    if missing := [name for name in names if not (path.parent / name).is_file()]:
+        raise ModelFileError(f"{path}: part 1 of {count}; missing beside it: {', '.join(missing[:5])}")
+    headers = [first, *(read_header(path.parent / name) for name in names[1:])]
+    total = sum(len(header.tensors) for header in headers)
+    for number, header in enumerate(headers):
+        stated = [header.integer(key) for key in _SPLIT]
+        if stated != [number, count, total]:
+            raise ModelFileError(
+                f"{header.path}: {', '.join(_SPLIT)} are {stated}; they must be {[number, count, total]} in part "
+                f"{number + 1} of {count} with {total} tensors in all"
+            )
+    return headers
 
 
 def _rows(tensor: TensorInfo) -> int:

@@ -29,6 +29,7 @@ from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.slabs import Slab
 from quantize.source import Source, open_source
+from quantize.streamed import open_streamed
 from quantize.tensors import Part, TensorSpec
 from quantize.verify import Samples, verify
 from quantize.writer import AtomicFile
@@ -76,15 +77,31 @@ class Prepared:
     @property
     def source_bytes(self) -> int:
         """The bytes of the weights that will be read."""
-        return sum(self.bytes_read(part, part.rows) for tensor in self.plan.tensors for part in tensor.spec.parts)
+        return sum(self.bytes_read(part, part.rows) for part in self.parts)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Everything that will be read."""
+        return [part for tensor in self.plan.tensors for part in tensor.spec.parts]
 
     def prove(self) -> tuple[str, ...]:
         """Wait for the proof of the tokenizer and return what people should know. Raises `TokenizerError`."""
         return () if self.proof is None else self.proof.wait()
 
+    def close(self) -> None:
+        """End what is under way, if the run does not come to it."""
+        if self.proof is not None:
+            self.proof.close()
+
+    def bytes_of(self, slab: Slab) -> int:
+        """Return the bytes of the source that a slab takes: differences, so that rounded sizes add up."""
+        if slab.part is None:
+            return 0
+        return self.bytes_read(slab.part, slab.first_row + slab.rows) - self.bytes_read(slab.part, slab.first_row)
+
     def bytes_read(self, part: Part, rows: int) -> int:
-        """Return the bytes of the source that so many rows of a part take."""
-        stored, weights = self.checkpoint.tensors, part.stored_rows(rows) * part.width
+        """Return the bytes of the source that so many rows of a part take; a group of rows is shared by its takers."""
+        stored, weights = self.checkpoint.tensors, rows * part.width
         if part.scales is not None:
             return weights // BLOCK_WEIGHTS * BLOCK_BYTES
         return stored[part.source].stored_bytes(weights)
@@ -115,24 +132,25 @@ def prepare(
     allow_requantize: bool = False,
     proof_process: ProofProcess | None = None,
     reference: ReferenceChoice | None = None,
+    workplace: Path | None = None,
 ) -> Prepared:
     """Understand a model's folder and plan its file, or one for each type; milliseconds, whatever the model's size.
 
     A GGUF is quantized as llama-quantize does it; one that is quantized already only with `allow_requantize`, as are
     weights that a checkpoint holds in one of ggml's types.
     `importance` is a file of llama-imatrix, `proof_process` one that was started ahead. `reference` may add a file, the
-    last, if it is not among the types; a GGUF needs none. Raises `UsageError` for an unknown type or an impossible
+    last, if it is not among the types; a GGUF needs none. A model on the Hub is streamed through `workplace`, a folder
+    that outlives the run, if there is one: see `streamed`. Raises `UsageError` for an unknown type or an impossible
     override, and `BadInputError` for a folder or a matrix that cannot be used.
     """
     chosen = [recipes.find(name) for name in ([type_names] if isinstance(type_names, str) else type_names)]
     matrix = _open_importance(importance, chosen)
     _check_recipes(chosen, overrides)
-    if path.is_file() and path.suffix == ".gguf":
+    if workplace is None and path.is_file() and path.suffix == ".gguf":
         return _prepare_gguf(path.absolute(), chosen, overrides, matrix, allow_requantize=allow_requantize)
-    source = open_source(path)
+    source, checkpoint = _open(path, workplace)
     if proof_process is not None:
         proof_process.read(source.folder)
-    checkpoint = Checkpoint.open(source.folder)
     dequantize.decode(checkpoint, source)
     family = families.open_model(source)
     specs = family.tensors(checkpoint.tensors)
@@ -153,6 +171,13 @@ def prepare(
         source, checkpoint, outputs, notes, importance=matrix, overrides=overrides, allow_requantize=allow_requantize,
         proof=proof,
     )  # fmt: skip
+
+
+def _open(path: Path, workplace: Path | None) -> tuple[Source, Checkpoint]:
+    if workplace is not None:
+        return open_streamed(path, workplace)
+    source = open_source(path)
+    return source, Checkpoint.open(source.folder)
 
 
 def _prepare_gguf(
@@ -239,11 +264,22 @@ def run_all(
         check_target(out, prepared)
     targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
     losses = [Losses() for _ in targets if with_losses]
-    done, total = 0, prepared.source_bytes
+    output_bytes = sum(output.plan.file_size for output in prepared.outputs)
+    done, total = 0, prepared.source_bytes + prepared.checkpoint.expect(prepared.parts, output_bytes)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        if prepared.proof is not None:
+            prepared.proof.check()
+        done += count
+        if progress is not None:
+            progress(done, total)
+
     pieces_of_slabs = encoded(
         [output.plan for output in prepared.outputs],
         prepared.checkpoint,
         threads or available_cpus(),
+        fetched=advance,
         through_bf16=[prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs],
         importance=prepared.importance,
         losses=losses,
@@ -258,16 +294,9 @@ def run_all(
         if prepared.proof is not None:
             stack.enter_context(contextlib.closing(prepared.proof))
         for slabs, pieces in pieces_of_slabs:
-            if prepared.proof is not None:
-                prepared.proof.check()
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)
-            part, first = slabs[0].part, slabs[0].first_row
-            if part is not None:
-                end = first + slabs[0].rows  # differences, so that rounded sizes add up
-                done += prepared.bytes_read(part, end) - prepared.bytes_read(part, first)
-            if progress is not None:
-                progress(done, total)
+            advance(prepared.bytes_of(slabs[0]))
         for target in targets:
             target.check()
         prepared.prove()
@@ -275,7 +304,8 @@ def run_all(
             target.publish()
     seconds = time.monotonic() - began
     lost: Sequence[Losses | None] = losses or [None] * len(targets)
-    return [_result(*each, total, seconds) for each in zip(prepared.outputs, targets, lost, strict=True)]
+    read = prepared.source_bytes
+    return [_result(*each, read, seconds) for each in zip(prepared.outputs, targets, lost, strict=True)]
 
 
 class _Target:

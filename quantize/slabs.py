@@ -6,13 +6,13 @@ A slab is small enough that its weights stay in the processor's cache from one s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantize.checkpoint import Checkpoint, StoredTensor
+from quantize.checkpoint import Checkpoint, StoredTensor, Wanted
 from quantize.plan import PlannedTensor
 from quantize.tensors import Part
 
@@ -57,12 +57,12 @@ class Slab:
         return self.first_weight + self.weights == self.tensor.spec.weights
 
 
-def slabs_of(tensor: PlannedTensor) -> Iterator[Slab]:
-    """Cut a tensor into slabs: whole rows, and whole groups where rows change places within a group.
+def slabs_of(tensor: PlannedTensor, wanted: Wanted = lambda _: True) -> Iterator[Slab]:
+    """Cut the wanted parts of a tensor into slabs: whole rows, whole groups where rows change places within a group.
 
     A part whose rows are shorter than the tensor's is not cut, for only the whole of it ends where a row does.
     """
-    if not tensor.spec.parts:
+    if not tensor.spec.parts and wanted(None):
         yield Slab(tensor, None, 0, 0, tensor.spec.rows)
     first_weight = 0
     for part in tensor.spec.parts:
@@ -70,16 +70,45 @@ def slabs_of(tensor: PlannedTensor) -> Iterator[Slab]:
         rows = max(1, weights // (part.unit * part.width)) * part.unit
         if part.width < tensor.spec.row_weights:
             rows = part.rows
-        for first in range(0, part.rows, rows):
+        for first in range(0, part.rows, rows) if wanted(part) else ():
             yield Slab(tensor, part, first_weight + first * part.width, first, min(rows, part.rows - first))
         first_weight += part.rows * part.width
 
 
 class Workspace:
-    """The buffers of one slab on its way; they grow to the largest slab and are used again."""
+    """The buffers of one slab on its way; they grow to the largest slab and are used again.
 
-    def __init__(self) -> None:
+    Slabs that are made of the same stored rows have a workspace each, its twins, and what was read in common.
+    """
+
+    def __init__(self, reads: Workspace | None = None) -> None:
         self._buffers: dict[str, NDArray[np.uint8]] = {}
+        self._reads = reads
+        self._contents: dict[str, Hashable] = {}
+        self._twins: list[Workspace] = []
+
+    def forget(self) -> None:
+        """Read anew from now on: what was read for one slab may have been changed on the way."""
+        self._contents.clear()
+
+    def twin(self, number: int) -> Workspace:
+        """Return the workspace of a twin; number 0 is this one."""
+        while len(self._twins) < number:
+            self._twins.append(Workspace(self))
+        return self._twins[number - 1] if number else self
+
+    def read(
+        self, name: str, dtype: Any, count: int, content: Hashable, fill: Callable[[NDArray[Any]], None]
+    ) -> NDArray[Any]:
+        """Return an array of `count` numbers with what `fill` puts there, unless a twin has read that `content`."""
+        if self._reads is not None:
+            return self._reads.read(name, dtype, count, content, fill)
+        out = self.array(name, dtype, count)
+        if self._contents.get(name) != content:
+            self._contents.pop(name, None)
+            fill(out)
+            self._contents[name] = content
+        return out
 
     def array(self, name: str, dtype: Any, count: int) -> NDArray[Any]:
         """Return an uninitialised array of `count` numbers, the same memory at each call with this name."""
@@ -111,9 +140,13 @@ def read_rows(
     slab: Slab, part: Part, stored: StoredTensor, width: int, dtype: Any, checkpoint: Checkpoint, space: Workspace
 ) -> NDArray[Any]:
     """Read the slab's rows, each of `width` items of a numpy type."""
-    raw = space.array(f"rows of {dtype.__name__}", dtype, part.stored_rows(slab.rows) * width)
-    first = part.start + part.stored_rows(slab.first_row)
-    checkpoint.read_into(stored, first * width * raw.itemsize, raw.view(np.uint8).data)
+    count = part.stored_rows(slab.rows) * width
+    first = (part.start + part.stored_rows(slab.first_row)) * width
+
+    def fill(raw: NDArray[Any]) -> None:
+        checkpoint.read_into(stored, first * raw.itemsize, raw.view(np.uint8).data)
+
+    raw = space.read(f"rows of {dtype.__name__}", dtype, count, (stored.name, first, count), fill)
     return _taken(slab, part, raw, width, space)
 
 
@@ -122,12 +155,16 @@ def _read_columns(
 ) -> NDArray[Any]:
     """Read the slab's rows, which are columns of what is stored."""
     columns = part.stored_rows(slab.rows)
-    lines = space.array("lines", dtype, part.width * columns).reshape(part.width, columns)
+    count = part.width * columns
     first = part.start * part.width + part.stored_rows(slab.first_row)
-    for number, line in enumerate(lines):
-        checkpoint.read_into(stored, (first + number * part.stride) * lines.itemsize, line.view(np.uint8).data)
-    raw = space.array(f"rows of {dtype.__name__}", dtype, lines.size)
-    raw.reshape(columns, part.width)[:] = lines.T
+
+    def fill(raw: NDArray[Any]) -> None:
+        lines = space.array("lines", dtype, count).reshape(part.width, columns)
+        for number, line in enumerate(lines):
+            checkpoint.read_into(stored, (first + number * part.stride) * lines.itemsize, line.view(np.uint8).data)
+        raw.reshape(columns, part.width)[:] = lines.T
+
+    raw = space.read(f"rows of {dtype.__name__}", dtype, count, (stored.name, first, columns, part.stride), fill)
     return _taken(slab, part, raw, part.width, space)
 
 

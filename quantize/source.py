@@ -25,7 +25,9 @@ class Source:
     """What people should know of the model or of its conversion, a line each; families add to it."""
     kind: Literal["folder", "hub", "gguf"] = "folder"
     repository: str | None = None
-    """`org/name` for a model on the Hub, whose cache calls the folder by its commit."""
+    """`org/name` for a model on the Hub."""
+    commit: str | None = None
+    """The commit of a model on the Hub."""
 
     @property
     def name(self) -> str:
@@ -103,4 +105,5 @@ def open_source(path: Path) -> Source:
     model = hub.parse(str(path))
     if model is None:
         raise BadInputError(f"{path}: no such folder")
-    return Source(hub.fetch(model), kind="hub", repository=model.repo)
+    folder = hub.fetch(model)  # which the Hub's cache calls by the commit
+    return Source(folder, kind="hub", repository=model.repo, commit=folder.name)

@@ -10,7 +10,7 @@ from app.errors import ModelFileError, VerificationError
 from app.models.gguf import read_header
 from quantize.plan import Plan
 
-_SAMPLE_BYTES = 4096
+_SAMPLE_BYTES = 1024
 
 
 class Samples:

@@ -1,4 +1,4 @@
-"""Run a command and measure what it costs: time, memory, bytes written."""
+"""Run a command and measure what it costs: time, memory, bytes read and written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ _BLOCK_BYTES = 512  # the unit of ru_oublock
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run: wall seconds, peak of anonymous memory of the whole process tree, and bytes given to block devices."""
+    """One run: wall seconds, peak of anonymous memory of the whole process tree, and bytes.
+
+    `written` were given to block devices; `read` came from any file, cached or not, the Python modules too.
+    """
 
     seconds: float
     peak_anonymous: int
     written: int
+    read: int
 
 
 def run_measured(command: Sequence[str], environment: Mapping[str, str]) -> Measurement:
@@ -46,6 +50,8 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str]) -> Meas
         sampler = threading.Thread(target=sample, daemon=True)
         sampler.start()
         try:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            read = _bytes_read(process.pid)
             _, status, usage = os.wait4(process.pid, 0)
         finally:
             ended.set()
@@ -55,7 +61,7 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str]) -> Meas
         if process.returncode:
             said.seek(0)
             raise subprocess.CalledProcessError(process.returncode, list(command), said.read().decode()[-2000:])
-    return Measurement(seconds, peak or usage.ru_maxrss * 1024, usage.ru_oublock * _BLOCK_BYTES)
+    return Measurement(seconds, peak or usage.ru_maxrss * 1024, usage.ru_oublock * _BLOCK_BYTES, read)
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -66,6 +72,17 @@ def _tree(pid: int) -> Iterator[int]:
                 yield from _tree(int(child))
     except OSError:
         return  # it has ended, or there is no /proc
+
+
+def _bytes_read(pid: int) -> int:
+    """Return the bytes that a process that has ended, and the children that it waited for, read; 0 without a /proc."""
+    try:
+        for line in Path(f"/proc/{pid}/io").read_text(encoding="ascii").splitlines():
+            if line.startswith("rchar:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
 
 
 def _anonymous_bytes(pid: int) -> int:

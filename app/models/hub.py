@@ -16,9 +16,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.errors import BadInputError, HubUnreachableError, StorageError, VerificationError
 
@@ -45,6 +45,19 @@ class HubModel:
         return self.repo.partition("/")[2]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Listing:
+    """What the Hub says of a model's files, by name, at one commit."""
+
+    model: HubModel
+    commit: str
+    files: dict[str, RepoSibling]
+
+    def small_files(self) -> list[RepoSibling]:
+        """Return the files that a conversion reads besides the weights."""
+        return [file for name, file in self.files.items() if any(_matches(name, pattern) for pattern in _SMALL_FILES)]
+
+
 def parse(text: str) -> HubModel | None:
     """Return the model that `org/name[@revision]` means, or None if the text has another form."""
     if not _NAME.fullmatch(text) or ".." in text:
@@ -60,38 +73,44 @@ def fetch(model: HubModel) -> Path:
     when the Hub does not answer, StorageError for a full or unwritable disk, VerificationError for a file that is not
     what the Hub says it is; such a file is removed.
     """
+    if is_offline():
+        return _cached(model)
+    with explained(model):
+        listing = find(model)
+        folder = _fetch_files(listing, listing.small_files())
+        _fetch_files(listing, [listing.files[name] for name in shards_of(listing, folder)])
+        return folder
+
+
+def is_offline() -> bool:
+    """Make huggingface-hub ready, and tell whether HF_HUB_OFFLINE forbids to ask the Hub anything."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the library is imported
     from huggingface_hub import constants  # noqa: PLC0415 - slow to import, and local folders do without
     from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    if constants.HF_HUB_OFFLINE:
-        return _cached(model)
-    with _explained(model):
-        return _fetch(model)
+    return bool(constants.HF_HUB_OFFLINE)
 
 
-def _fetch(model: HubModel) -> Path:
+def find(model: HubModel) -> Listing:
+    """Ask the Hub for a model's commit and files. Raises what huggingface-hub does: see `explained`."""
     from huggingface_hub import HfApi  # noqa: PLC0415
 
     info = HfApi().model_info(model.repo, revision=model.revision, files_metadata=True)
     files = {file.rfilename: file for file in info.siblings or []}
     if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha) or len(files) > _MAX_FILES:
         raise BadInputError(f"{model.repo}: the Hub's answer names no commit, or too many files")
-    commit = info.sha
-    small = [name for name in files if any(_matches(name, pattern) for pattern in _SMALL_FILES)]
-    folder = _fetch_files(model, commit, [files[name] for name in small])
-    shards = _shards(model, folder, files)
-    _fetch_files(model, commit, [files[name] for name in shards])
-    return folder
+    return Listing(model, info.sha, files)
 
 
 def _matches(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
-def _shards(model: HubModel, folder: Path, files: dict[str, RepoSibling]) -> list[str]:
+def shards_of(listing: Listing, folder: Path) -> list[str]:
+    """Return the names of a model's safetensors; `folder` holds its index, if it has one. Raises BadInputError."""
+    model, files = listing.model, listing.files
     names = {name for name in files if _matches(name, "model*.safetensors")}
     if INDEX_NAME in files:
         try:
@@ -108,28 +127,33 @@ def _shards(model: HubModel, folder: Path, files: dict[str, RepoSibling]) -> lis
     return sorted(names)
 
 
-def _fetch_files(model: HubModel, commit: str, files: Iterable[RepoSibling]) -> Path:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache  # noqa: PLC0415
+def in_cache(listing: Listing, name: str) -> Path | None:
+    """Return where the shared cache has a file of this very commit, or None."""
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
-    files = list(files)
+    path = try_to_load_from_cache(listing.model.repo, name, revision=listing.commit)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _fetch_files(listing: Listing, files: Sequence[RepoSibling]) -> Path:
+    from huggingface_hub import constants, hf_hub_download  # noqa: PLC0415
+
+    model = listing.model
     for file in files:
-        _check_name(model, file.rfilename)
-    absent = [
-        file
-        for file in files
-        if not isinstance(try_to_load_from_cache(model.repo, file.rfilename, revision=commit), str)
-    ]
+        check_name(model, file.rfilename)
+    absent = [file for file in files if in_cache(listing, file.rfilename) is None]
     _check_room(Path(constants.HF_HUB_CACHE), sum(file.size or 0 for file in absent))
     folder = Path(constants.HF_HUB_CACHE)
     for file in files:
-        path = Path(hf_hub_download(model.repo, file.rfilename, revision=commit))
+        path = Path(hf_hub_download(model.repo, file.rfilename, revision=listing.commit))
         depth = len(PurePosixPath(file.rfilename).parts)
         folder = path.parents[depth - 1]
         _verify(model, file, path, whole=file in absent)
     return folder
 
 
-def _check_name(model: HubModel, name: str) -> None:
+def check_name(model: HubModel, name: str) -> None:
+    """Raise BadInputError for a file's name that leads out of the folder, or that cannot be shown."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or "\\" in name or ".." in parts or not name.isprintable():
         raise BadInputError(f"{model.repo}: the repository has a file of the impossible name {name!r}")
@@ -149,9 +173,8 @@ def _verify(model: HubModel, file: RepoSibling, path: Path, *, whole: bool) -> N
     size = path.stat().st_size
     problem = f"has {size} bytes; the Hub says {file.size}" if file.size is not None and size != file.size else None
     if problem is None and whole:
-        git_blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        expected = file.lfs.sha256 if file.lfs else file.blob_id
-        found = _digest(path, hashlib.sha256() if file.lfs else git_blob)
+        digest, expected = expected_digest(file, size)
+        found = _digest(path, digest)
         if expected and found != expected:
             problem = f"has the hash {found}; the Hub says {expected}"
     if problem is not None:
@@ -161,17 +184,24 @@ def _verify(model: HubModel, file: RepoSibling, path: Path, *, whole: bool) -> N
         raise VerificationError(f"{model.repo}: {file.rfilename} {problem}. It was removed from the cache; try again")
 
 
-def _digest(path: Path, digest: Any) -> str:
+def expected_digest(file: RepoSibling, size: int) -> tuple[hashlib._Hash, str | None]:
+    """Return the beginning of a hash over a file's `size` bytes, and what the Hub says that it will be, in hex."""
+    if file.lfs:
+        return hashlib.sha256(), file.lfs.sha256
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), file.blob_id  # as git names its content
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> str:
     with path.open("rb") as file:
         while piece := file.read(_HASH_BYTES):
             digest.update(piece)
-    return str(digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _cached(model: HubModel) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
-    with _explained(model):
+    with explained(model):
         folder = Path(snapshot_download(model.repo, revision=model.revision, local_files_only=True))
         if not (folder / "config.json").is_file():
             raise BadInputError(f"{model.repo}: not whole in the cache, and HF_HUB_OFFLINE forbids to fetch the rest")
@@ -179,8 +209,8 @@ def _cached(model: HubModel) -> Path:
 
 
 @contextlib.contextmanager
-def _explained(model: HubModel) -> Iterator[None]:
-    """Turn the library's exceptions into ours."""
+def explained(model: HubModel) -> Iterator[None]:
+    """Turn the exceptions of huggingface-hub into ours."""
     import httpx2  # noqa: PLC0415
     from huggingface_hub import errors  # noqa: PLC0415
 
@@ -203,6 +233,8 @@ def _explained(model: HubModel) -> Iterator[None]:
         ) from error
     except (errors.HfHubHTTPError, httpx2.HTTPError, errors.OfflineModeIsEnabled) as error:
         raise HubUnreachableError(f"{named}: the Hub does not answer as it should: {_first_line(error)}") from error
+    except BrokenPipeError:
+        raise  # who was told of the progress is gone
     except OSError as error:
         if error.errno is None:  # raised by huggingface-hub itself: what came is shorter or longer than announced
             raise HubUnreachableError(f"{named}: the transfer failed: {_first_line(error)}") from error

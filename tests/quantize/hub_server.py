@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,9 +22,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """One repository: `files` by name; the rest are faults.
 
-    `cut` ends the first so many transfers of a file half way, `stall` waits so many seconds in the middle of the first,
-    `swap` sends other bytes than announced, `no_range` answers a range with the whole, `redirect` sends weights from
-    another address, `extra` are names that the listing has besides, `status` is answered to every request.
+    `cut` ends the first so many transfers of weights half way, `stall` waits so many seconds in the middle of the
+    first, `swap` sends other bytes of a file than announced; none of these touches ranges with an end, whose bytes
+    `alter` changes. `no_range` answers a range with the whole, `shift` with what lies so many bytes further on, `more`
+    is sent after a file's end, `encoding` is what the answer claims. `redirect` is a host that weights are sent from,
+    `loops` sends from there to itself. `extra` are names that the listing has besides, `status` is answered to every
+    request.
     """
 
     files: dict[str, bytes]
@@ -30,13 +35,20 @@ class Hub:
     token: str | None = None
     cut: int = 0
     stall: float = 0.0
-    swap: bytes | None = None
+    swap: dict[str, bytes] = field(default_factory=dict)
+    alter: Callable[[bytes], bytes] = bytes
     no_range: bool = False
-    redirect: bool = False
+    shift: int = 0
+    more: bytes = b""
+    encoding: str | None = None
+    redirect: str = ""
+    loops: bool = False
     status: int | None = None
     extra: list[str] = field(default_factory=list)
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)  # tokens that came to the other address
+    heard: Callable[[str], None] = str  # is given each request before its answer
 
     @classmethod
     def of(cls, folder: Path, **faults: Any) -> Hub:
@@ -94,8 +106,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         hub = self.hub
         hub.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
+        hub.heard(hub.requests[-1])
+        if self.path.startswith("/elsewhere/") and "Authorization" in self.headers:
+            hub.secrets.append(self.headers["Authorization"])
         if hub.status is not None:
             self._send(hub.status, b"{}", body)
+        elif self.path.startswith("/elsewhere/") and hub.loops:
+            self._send(302, b"", body, {"Location": self.path})
+        elif self.path.startswith("/elsewhere/"):
+            self._content(self.path.removeprefix("/elsewhere/"), body)
         elif hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._send(401, b"{}", body, {"X-Error-Code": "RepoNotFound"})
         elif self.path.startswith(f"/api/models/{hub.repo}/tree/"):
@@ -104,8 +123,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._revision(body)
         elif self.path.startswith(f"/{hub.repo}/resolve/{COMMIT}/"):
             self._file(self.path.partition(f"/{COMMIT}/")[2], body)
-        elif self.path.startswith("/elsewhere/"):
-            self._content(self.path.removeprefix("/elsewhere/"), body)
         else:
             self._send(404, b"{}", body, {"X-Error-Code": "RepoNotFound"})
 
@@ -122,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", body, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         elif hub.redirect and name.endswith(".safetensors"):
             headers = {
-                "Location": f"{hub.url}/elsewhere/{name}",
+                "Location": f"http://{hub.redirect}:{hub.url.rpartition(':')[2]}/elsewhere/{name}",
                 "X-Repo-Commit": COMMIT,
                 "X-Linked-Etag": f'"{hub.etag(name)}"',
                 "X-Linked-Size": str(len(hub.files[name])),
@@ -135,17 +152,27 @@ class _Handler(BaseHTTPRequestHandler):
         hub, content, status = self.hub, self.hub.files[name], 200
         headers = {"ETag": f'"{hub.etag(name)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         weights = name.endswith(".safetensors")
-        if weights and hub.swap is not None:
-            content = hub.swap
-        requested = self.headers.get("Range")
-        if requested and not hub.no_range:
-            start = int(requested.removeprefix("bytes=").partition("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            content, status = content[start:], 206
-        if body and weights and (hub.cut or hub.stall):
+        start, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        if not last:
+            content = hub.swap.get(name, content)
+        if "Range" in self.headers and not hub.no_range:
+            first, end = int(start) + hub.shift, min(int(last) + 1 if last else len(content), len(content))
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(content)}"
+            content, status = content[first:end], 206
+        if weights and last:
+            content = hub.alter(content)
+        if weights and hub.encoding:
+            headers["Content-Encoding"] = hub.encoding
+        if body and weights and hub.more and not last:
+            self._chunked(status, content + hub.more, headers)
+        elif body and weights and not last and (hub.cut or hub.stall):
             self._half(status, content, headers)
         else:
             self._send(status, content, body, headers)
+
+    def _chunked(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self._head(status, None, headers | {"Transfer-Encoding": "chunked"})
+        self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content))
 
     def _half(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         hub = self.hub
@@ -163,11 +190,35 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(content)
 
-    def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
+    def _head(self, status: int, length: int | None, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(length)}.items():
+        for name, value in (headers if length is None else {**headers, "Content-Length": str(length)}).items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def command(out: Path, *arguments: str, name: str = "tiny/Tiny-1M-Instruct") -> list[str]:
+    """Return the command that quantizes a model of the Hub."""
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "quantize",
+        name,
+        "--type",
+        "q8_0",
+        "--out",
+        str(out),
+        "--no-measure",
+        *arguments,
+    ]
+
+
+def environment(hub: Hub, home: Path, **variables: str) -> dict[str, str]:
+    """Return an environment in which this is the Hub, `home` holds the cache, and a server may be silent for 1 s."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    return {**inherited, **ours, **variables}
 
 
 @contextlib.contextmanager

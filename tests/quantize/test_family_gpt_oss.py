@@ -14,7 +14,8 @@ from app.errors import CheckpointError, UsageError
 from app.llama import quantizer
 from app.models.gguf import read_header
 from quantize import slabs
-from quantize.pipeline import prepare, quantize
+from quantize.checkpoint import Checkpoint, StoredTensor
+from quantize.pipeline import prepare, quantize, run_all
 from quantize.recipe import RECIPES
 from tests.quantize.family_files import (
     VOCABULARY,
@@ -154,12 +155,24 @@ def test_plain_experts_are_turned(slab: int, tmp_path: Path, monkeypatch: pytest
     assert np.isfinite(logits_of(tmp_path / "ours.gguf")).all()
 
 
-def test_progress_counts_what_is_read(tmp_path: Path) -> None:
-    steps: list[tuple[int, int]] = []
-    quantize(packed(tmp_path), "mxfp4_moe", tmp_path / "out.gguf", progress=lambda *step: steps.append(step))
-    assert steps[-1][0] == steps[-1][1]
-    size = (tmp_path / "Tiny-OSS" / "model.safetensors").stat().st_size
-    assert steps[-1][1] > size  # gates and ups take turns and are read once each
+@pytest.mark.parametrize("kind", ["mxfp4", "plain"])
+def test_gates_and_ups_are_read_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "mxfp4":
+        source, types = packed(tmp_path), ["mxfp4_moe", "bf16"]
+    else:
+        source, types = write_checkpoint(tmp_path / "Tiny-OSS", CONFIG, plain_weights()), ["q8_0", "bf16"]
+    read, steps = [0], []
+    read_into = Checkpoint.read_into
+
+    def counted(self: Checkpoint, tensor: StoredTensor, offset: int, buffer: memoryview) -> None:
+        read[0] += len(buffer)
+        read_into(self, tensor, offset, buffer)
+
+    monkeypatch.setattr(Checkpoint, "read_into", counted)
+    outs = [tmp_path / f"{name}.gguf" for name in types]
+    run_all(prepare(source, types), outs, threads=1, progress=lambda *step: steps.append(step))
+    stored = sum(tensor.nbytes for tensor in Checkpoint.open(source).tensors.values())
+    assert read[0] == steps[-1][0] == steps[-1][1] == stored
 
 
 def test_mxfp4_is_not_quantized_again(tmp_path: Path) -> None:

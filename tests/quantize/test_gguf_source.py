@@ -128,9 +128,66 @@ def infinite(source: Path, out: Path) -> None:
     out.write_bytes(content)
 
 
-PART = {"split.count": Value(ValueType.UINT16, 3), "split.no": Value(ValueType.UINT16, 1)}
+def in_parts(source: Path, folder: Path, count: int = 3, *, name: str = "m") -> Path:
+    """Write a GGUF in parts, the first without tensors as llama-gguf-split can do it. Returns the first."""
+    header, content = read_header(source), source.read_bytes()
+    each = -(-len(header.tensors) // (count - 1))
+    for number in range(count):
+        tensors = header.tensors[each * (number - 1) : each * number] if number else []
+        keys = open_gguf(source).keys
+        if number:
+            keys.values.clear()
+        keys.values |= {
+            "split.no": Value(ValueType.UINT16, number),
+            "split.count": Value(ValueType.UINT16, count),
+            "split.tensors.count": Value(ValueType.INT32, len(header.tensors)),
+        }
+        entries, data = [], b""
+        for tensor in tensors:
+            entries.append(TensorEntry(tensor.name, tensor.shape, tensor.type_name, len(data)))
+            start = header.data_offset + tensor.offset
+            data += content[start : start + tensor.nbytes] + bytes(-tensor.nbytes % 32)
+        (folder / f"{name}-{number + 1:05}-of-{count:05}.gguf").write_bytes(encode_header(keys, entries) + data)
+    return folder / f"{name}-00001-of-{count:05}.gguf"
+
+
+@pytest.mark.parametrize("stored", ["bf16", "q8_0"])
+def test_parts_are_read_as_one(stored: str, gguf_of: Make, tmp_path: Path) -> None:
+    first = in_parts(gguf_of("llama3", stored), tmp_path)
+    quantize(first, "q4_0", tmp_path / "ours.gguf", allow_requantize=True)
+    assert (tmp_path / "ours.gguf").read_bytes() == upstream(first, "q4_0", tmp_path, allow=True)
+    with pytest.raises(UsageError, match="is a file of the model itself"):
+        quantize(first, "q4_0", tmp_path / "m-00003-of-00003.gguf", allow_requantize=True)
+
+
+def lose(first: Path) -> Path:
+    (first.parent / "m-00002-of-00003.gguf").unlink()
+    return first
+
+
+def mix(first: Path) -> Path:
+    third = first.with_name("m-00003-of-00003.gguf")
+    third.write_bytes(first.with_name("m-00002-of-00003.gguf").read_bytes())
+    return first
+
+
+BAD_PARTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "not the first": (lambda first: first.with_name("m-00002-of-00003.gguf"), "part 2 of 3; give the first, m-00001"),
+    "missing": (lose, "missing beside it: m-00002-of-00003.gguf"),
+    "other part": (mix, r"m-00003-of-00003.gguf: split.no.* must be \[2, 3"),
+    "renamed": (lambda first: first.rename(first.with_name("first.gguf")), "is called NAME-00001-of-00003.gguf"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_parts_that_do_not_fit(case: str, gguf_of: Make, tmp_path: Path) -> None:
+    damage, message = BAD_PARTS[case]
+    source = damage(in_parts(gguf_of("smollm", "bf16"), tmp_path))
+    with pytest.raises(ModelFileError, match=message):
+        prepare(source, "q8_0")
+
+
 BAD: dict[str, tuple[Callable[[Path, Path], Any], type[PestleError], str]] = {
-    "a part": (with_keys(PART), ModelFileError, r"part 2 of 3 .*--merge m-00001-of-00003.gguf OUT.gguf"),
     "alignment": (
         with_keys({"general.alignment": Value(ValueType.UINT32, 64)}), ModelFileError, "offset|is 64; 32 is read"
     ),
@@ -147,7 +204,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], Any], type[PestleError], str]] = {
 @pytest.mark.parametrize("stored", ["bf16", "q8_0"])
 def test_bad_input(case: str, stored: str, gguf_of: Make, tmp_path: Path) -> None:
     damage, error, message = BAD[case]
-    source = tmp_path / "m-00002-of-00003.gguf"
+    source = tmp_path / "in.gguf"
     damage(gguf_of("llama3", stored), source)
     (tmp_path / "out").mkdir()
     for type_name in ("q4_0", "q8_0"):

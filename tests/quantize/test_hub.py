@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from app.models import hub
 from app.models.gguf import read_header
 from quantize.pipeline import quantize
 from tests.quantize.checkpoints import Shape, make_checkpoint
-from tests.quantize.hub_server import COMMIT, Hub, running
+from tests.quantize.hub_server import COMMIT, Hub, command, environment, running
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -31,18 +29,10 @@ def run(tmp_path: Path) -> Run:
     """Return a function that quantizes a model of the Hub at a URL to out.gguf, with a cache of the test's own."""
 
     def quantize_it(server: Hub, name: str = "tiny/Tiny-1M-Instruct", **variables: str) -> Any:
-        variables = {
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-            **variables,
-        }
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        command = [sys.executable, "-P", "-m", "quantize", name, "--type", "q8_0", "--no-measure",
-                   "--out", str(tmp_path / "out.gguf")]  # fmt: skip
         return subprocess.run(
-            command, cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=90, check=False
-        )
+            command(tmp_path / "out.gguf", name=name), cwd=ROOT, env=environment(server, tmp_path / "hf", **variables),
+            capture_output=True, text=True, timeout=90, check=False,
+        )  # fmt: skip
 
     return quantize_it
 
@@ -63,13 +53,14 @@ def test_other_names_are_not(name: str) -> None:
 
 def test_the_file_is_that_of_the_folder(run: Run, folder: Path, tmp_path: Path) -> None:
     with running(
-        Hub.of(folder, redirect=True, token="secret", extra=["pytorch_model.bin", "original/params.json"])
+        Hub.of(folder, redirect="localhost", token="secret", extra=["pytorch_model.bin", "original/params.json"])
     ) as server:
         result = run(server, HF_TOKEN="secret")
         assert (result.returncode, result.stderr) == (0, "")
         quantize(folder, "q8_0", tmp_path / "local.gguf")
         assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "local.gguf").read_bytes()
         assert read_header(tmp_path / "out.gguf").metadata["general.name"] == "Tiny 1M Instruct"
+        assert server.secrets == [], "the token went to another host"
         asked = "\n".join(server.requests)
         assert "pytorch_model.bin" not in asked
         assert "params.json" not in asked
@@ -106,7 +97,7 @@ def test_a_stall_is_waited_for_and_resumed(run: Run, folder: Path) -> None:
 
 LIES = {
     "other bytes": ({"swap": None}, 5, "model-00001-of-00002.safetensors has the hash"),
-    "too short": ({"swap": b"x"}, 5, "has 1 bytes; the Hub says"),
+    "too short": ({"swap": {"model-00001-of-00002.safetensors": b"x"}}, 5, "has 1 bytes; the Hub says"),
     "hostile name": ({"extra": ["../../evil.json"]}, 0, ""),
     "gone": ({"status": 503}, 4, "the Hub does not answer as it should"),
     "denied": ({"token": "secret"}, 3, "then set HF_TOKEN"),
@@ -116,9 +107,9 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_lies_are_not_believed(lie: str, run: Run, folder: Path, tmp_path: Path) -> None:
     faults, exit_code, message = LIES[lie]
-    if faults.get("swap", b"") is None:
-        size = (folder / "model-00001-of-00002.safetensors").stat().st_size
-        faults = {"swap": bytes(size)}
+    if faults.get("swap", {}) is None:
+        name = "model-00001-of-00002.safetensors"
+        faults = {"swap": {name: bytes((folder / name).stat().st_size)}}
     with running(Hub.of(folder, **faults)) as server:
         result = run(server)
     assert result.returncode == exit_code, result.stderr

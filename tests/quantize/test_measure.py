@@ -141,10 +141,17 @@ def test_an_interrupt_leaves_file_and_card(checkpoint_of: Checkpoints, tmp_path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next run takes it away")
+def command_of(process: psutil.Process) -> str:
+    try:
+        return str(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
 def test_a_killed_run_leaves_no_reference(checkpoint_of: Checkpoints, tmp_path: Path, cache: Path) -> None:
     process = start_measuring(checkpoint_of("smollm"), tmp_path / "out.gguf")
     for _ in range(600):
-        children = [each for each in psutil.Process(process.pid).children() if "measure_child" in str(each.cmdline())]
+        children = [each for each in psutil.Process(process.pid).children() if "measure_child" in command_of(each)]
         if children:
             break
         time.sleep(0.05)
