@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here; for several types a folder"
     )
     parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on where a run of the same command was killed, and keep what is done when this one is interrupted",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
@@ -62,7 +66,12 @@ def _reported(arguments: argparse.Namespace, process: ProofProcess | None) -> in
         reporter.error(error)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        interrupted = InterruptedByUserError("interrupted; nothing was left behind")
+        kept = (
+            "what is done is kept: run the same command again to go on"
+            if arguments.resume
+            else "nothing was left behind"
+        )
+        interrupted = InterruptedByUserError(f"interrupted; {kept}")
         reporter.error(interrupted)
         return interrupted.exit_code
     except BrokenPipeError:
@@ -98,7 +107,9 @@ def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | N
             reporter.plan(output, out)
         return
     with _made(folder):
-        results = pipeline.run_all(prepared, outs, threads=arguments.threads, progress=reporter.progress)
+        results = pipeline.run_all(
+            prepared, outs, threads=arguments.threads, progress=reporter.progress, resume=arguments.resume
+        )
     reporter.notes(prepared.prove())
     for result in results:
         reporter.done(result)
@@ -135,8 +146,9 @@ def _made(folder: Path | None) -> Iterator[None]:
         if folder is not None:
             missing = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
             for path in reversed(missing):
-                path.mkdir()
-                made.append(path)
+                with contextlib.suppress(FileExistsError):  # another run makes the same
+                    path.mkdir()
+                    made.append(path)
         yield
     except BaseException:
         for path in reversed(made):

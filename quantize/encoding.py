@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from quantize.checkpoint import Checkpoint
@@ -35,10 +35,12 @@ def encoded(
     *,
     through_bf16: Sequence[bool],
     importance: ImportanceMatrix | None,
+    wanted: Callable[[list[Slab]], bool] = lambda _slabs: True,
 ) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
     """Yield every slab of every file with its bytes, in the first file's order; they are valid until the next one.
 
-    Memory is bounded by the number of threads: a slab that waits to be written keeps its workspace.
+    Those that are not `wanted` are left out. Memory is bounded by the number of threads: a slab that waits to be
+    written keeps its workspace.
     """
 
     def work(slabs: list[Slab], space: Workspace) -> list[memoryview]:
@@ -50,7 +52,7 @@ def encoded(
     pending = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
         try:
-            for slabs in _together(plans):
+            for slabs in filter(wanted, _together(plans)):
                 if not free:
                     done, space, future = pending.popleft()
                     yield done, future.result()

@@ -13,7 +13,8 @@ from quantize import dequantize, families, gguf_source
 from quantize import recipe as recipes
 from quantize.checkpoint import Checkpoint
 from quantize.encoding import available_cpus, encoded
-from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
+from quantize.header import QUANTIZATION_VERSION, KeyTable
+from quantize.identity import identities
 from quantize.importance import ImportanceMatrix, check_importance
 from quantize.left_out import left_out
 from quantize.metadata import set_general
@@ -26,9 +27,8 @@ from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.slabs import Slab
 from quantize.source import Source, open_source
+from quantize.target import Target
 from quantize.tensors import Part, TensorSpec
-from quantize.verify import Samples, verify
-from quantize.writer import AtomicFile
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the source that are done, and all of them."""
@@ -81,6 +81,13 @@ class Prepared:
             return weights // BLOCK_WEIGHTS * BLOCK_BYTES
         return stored[part.source].stored_bytes(weights)
 
+    def bytes_of(self, slab: Slab) -> int:
+        """Return the bytes of the source that a slab stands for."""
+        if slab.part is None:
+            return 0
+        end = slab.first_row + slab.rows  # differences, so that rounded sizes add up
+        return self.bytes_read(slab.part, end) - self.bytes_read(slab.part, slab.first_row)
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -93,6 +100,8 @@ class Result:
     weights: int
     seconds: float
     by_type: dict[str, tuple[int, int, int]]
+    resumed_bytes: int | None = None
+    """The bytes of the file that an earlier run had made; None if the run was not asked to resume."""
 
 
 def prepare(
@@ -201,28 +210,43 @@ def run(prepared: Prepared, out: Path, *, threads: int | None = None, progress: 
 
 
 def run_all(
-    prepared: Prepared, outs: Sequence[Path], *, threads: int | None = None, progress: Progress | None = None
+    prepared: Prepared,
+    outs: Sequence[Path],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    resume: bool = False,
 ) -> list[Result]:
-    """Carry all plans out in one read of the source. The files get their names when all of them are whole."""
+    """Carry all plans out in one read of the source. The files get their names when all of them are whole.
+
+    `resume` goes on where a run that was killed had come to, and lets an interrupted one be gone on with.
+    """
     began = time.monotonic()
     outs = [out.absolute() for out in outs]
-    for out in outs:
-        _check_target(out, prepared)
-    targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
+    targets = _targets(prepared, outs, resume=resume)
     done, total = 0, prepared.source_bytes
+
+    def is_missing(slabs: list[Slab]) -> bool:
+        nonlocal done
+        if not all(target.has_slab(slab) for target, slab in zip(targets, slabs, strict=True)):
+            return True
+        done += prepared.bytes_of(slabs[0])
+        return False
+
     pieces_of_slabs = encoded(
         [output.plan for output in prepared.outputs],
         prepared.checkpoint,
         threads or available_cpus(),
         through_bf16=[prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs],
         importance=prepared.importance,
+        wanted=is_missing,
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(prepared.checkpoint)
         if prepared.importance is not None:
             stack.enter_context(prepared.importance)
         for target in targets:
-            stack.enter_context(target.file)
+            stack.enter_context(target)
         stack.enter_context(contextlib.closing(pieces_of_slabs))
         if prepared.proof is not None:
             stack.enter_context(contextlib.closing(prepared.proof))
@@ -231,49 +255,32 @@ def run_all(
                 prepared.proof.check()
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)
-            part, first = slabs[0].part, slabs[0].first_row
-            if part is not None:
-                end = first + slabs[0].rows  # differences, so that rounded sizes add up
-                done += prepared.bytes_read(part, end) - prepared.bytes_read(part, first)
+            done += prepared.bytes_of(slabs[0])
             if progress is not None:
                 progress(done, total)
         for target in targets:
-            target.check()
+            target.check_plan()
         prepared.prove()
         for target in targets:
-            target.file.publish()
+            target.publish()
     seconds = time.monotonic() - began
-    return [_result(output, out, total, seconds) for output, out in zip(prepared.outputs, outs, strict=True)]
+    return [
+        _result(output, out, total, seconds, target.resumed_bytes if resume else None)
+        for output, out, target in zip(prepared.outputs, outs, targets, strict=True)
+    ]
 
 
-class _Target:
-    """A file on its way, with the checksums of its pieces."""
-
-    def __init__(self, plan: Plan, out: Path) -> None:
-        self.file = AtomicFile(out, plan.file_size)
-        self._plan, self._samples = plan, Samples()
-        self._has_header = False
-
-    def write(self, slab: Slab, data: memoryview) -> None:
-        if not self._has_header:
-            self.file.write_at(0, memoryview(self._plan.header))
-            self._has_header = True
-        tensor = slab.tensor
-        start = len(self._plan.header) + tensor.offset
-        self._samples.take(start + slab.offset, data)
-        self.file.write_at(start + slab.offset, data)
-        if slab.is_last:
-            padding = aligned(tensor.nbytes) - tensor.nbytes
-            self.file.write_at(start + tensor.nbytes, memoryview(bytes(padding)))
-
-    def check(self) -> None:
-        self.file.check(lambda part: verify(part, self._plan, self._samples))
+def _targets(prepared: Prepared, outs: Sequence[Path], *, resume: bool) -> list[Target]:
+    for out in outs:
+        _check_target(out, prepared)
+    planned = zip(prepared.outputs, outs, identities(prepared), strict=True)
+    return [Target(output.plan, out, run, resume=resume) for output, out, run in planned]
 
 
-def _result(output: Output, out: Path, source_bytes: int, seconds: float) -> Result:
+def _result(output: Output, out: Path, source_bytes: int, seconds: float, resumed: int | None) -> Result:
     plan = output.plan
     weights = sum(tensor.spec.weights for tensor in plan.tensors)
-    return Result(out, output.recipe.name, plan.file_size, source_bytes, weights, seconds, plan.by_type())
+    return Result(out, output.recipe.name, plan.file_size, source_bytes, weights, seconds, plan.by_type(), resumed)
 
 
 def _check_recipes(chosen: list[Recipe], overrides: Overrides) -> None:

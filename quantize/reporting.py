@@ -122,9 +122,10 @@ class HumanReporter:
         self._end_bar()
         if not self._quiet:
             bits = 8 * result.file_size / result.weights
+            taken = "" if result.resumed_bytes is None else f", {size(result.resumed_bytes)} of it from the run before"
             print(
                 f"{result.path}: {result.type_name.upper()}, {size(result.file_size)} of {size(result.source_bytes)}, "
-                f"{bits:.2f} bits a weight, in {result.seconds:.1f} s",
+                f"{bits:.2f} bits a weight, in {result.seconds:.1f} s{taken}",
                 file=self._out,
             )
 
@@ -174,6 +175,7 @@ class JsonReporter:
             source_bytes=result.source_bytes,
             weights=result.weights,
             seconds=round(result.seconds, 3),
+            resumed_bytes=result.resumed_bytes,
         )
 
     def error(self, error: PestleError) -> None:
