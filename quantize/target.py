@@ -25,6 +25,7 @@ class Target(AtomicFile):
 
     def write(self, slab: Slab, data: memoryview) -> None:
         """Put a slab's bytes where they belong, and the padding behind a tensor's last."""
+        self._write_header()
         start = self._place(slab)
         self._samples.take(start, data)
         self.write_at(start, data)
@@ -32,11 +33,14 @@ class Target(AtomicFile):
             self.write_at(start + len(data), memoryview(bytes(padding)))
 
     def check_plan(self) -> None:
-        """Complete the file with its header, bring it to the disk and compare it with the plan."""
+        """Bring the complete file to the disk and compare it with the plan."""
+        self._write_header()
+        self.check(lambda part: verify(part, self._plan, self._samples))
+
+    def _write_header(self) -> None:
         header = memoryview(self._plan.header)
         if not self.has(0, len(header)):
             self.write_at(0, header)
-        self.check(lambda part: verify(part, self._plan, self._samples))
 
     def _place(self, slab: Slab) -> int:
         return len(self._plan.header) + slab.tensor.offset + slab.offset
