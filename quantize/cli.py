@@ -27,6 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--type", required=True, metavar="T[,T...]",
         help=f"one or several of {', '.join(RECIPES)}; several are made in one read of the source",
     )  # fmt: skip
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here; for several types a folder"
+    )
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on where a run of the same command was killed, and keep what is done when this one is interrupted",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
+    parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
+    parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that change what a type makes of a model."""
     parser.add_argument(
         "--tensor-type", action="append", default=[], metavar="PATTERN=T",
         help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
@@ -35,17 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--imatrix", metavar="FILE", help="importance matrix of llama-imatrix, which says what matters")
     parser.add_argument("--output-tensor-type", metavar="T", help="type of the output matrix")
     parser.add_argument("--token-embedding-type", metavar="T", help="type of the token embeddings")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here; for several types a folder"
-    )
     parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
-    parser.add_argument(
-        "--resume", action="store_true",
-        help="go on where a run of the same command was killed, and keep what is done when this one is interrupted",
-    )  # fmt: skip
-    parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
-    parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
-    parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,7 +65,7 @@ def _reported(arguments: argparse.Namespace, process: ProofProcess | None) -> in
 
     reporter = open_reporter(arguments.format)
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             _run(arguments, reporter, process)
     except PestleError as error:
         reporter.error(error)
@@ -95,7 +100,7 @@ def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | N
     prepared = pipeline.prepare(
         source,
         [recipe.name for recipe in chosen],
-        _overrides(arguments),
+        overrides_of(arguments),
         allow_requantize=arguments.allow_requantize,
         importance=arguments.imatrix,
         proof_process=process,
@@ -157,7 +162,8 @@ def _made(folder: Path | None) -> Iterator[None]:
         raise
 
 
-def _overrides(arguments: argparse.Namespace) -> Overrides:
+def overrides_of(arguments: argparse.Namespace) -> Overrides:
+    """Return what the arguments decide about single tensors. Raises `UsageError`."""
     output, embedding = arguments.output_tensor_type, arguments.token_embedding_type
     return Overrides(
         tuple(override(text) for text in arguments.tensor_type),
@@ -167,7 +173,8 @@ def _overrides(arguments: argparse.Namespace) -> Overrides:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
+    """Turn the signals that ask a process to end into KeyboardInterrupt, once."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(_number: int, _frame: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import msgspec
 
 from app.errors import PestleError
 from quantize.pipeline import Output, Result
+from quantize.verdict import Verdict
 
 FORMATS = ("human", "json", "quiet")
 
@@ -35,6 +37,9 @@ class Reporter(Protocol):
 
     def done(self, result: Result) -> None:
         """Hear that the file is there."""
+
+    def verified(self, verdict: Verdict) -> None:
+        """Hear what was found of a file that was there already."""
 
     def error(self, error: PestleError) -> None:
         """Hear why the run failed."""
@@ -129,6 +134,21 @@ class HumanReporter:
                 file=self._out,
             )
 
+    def verified(self, verdict: Verdict) -> None:
+        """Print every difference, also when quiet, or what was compared."""
+        self._end_bar()
+        for difference in verdict.differences:
+            print(f"{verdict.path}: damaged, says the {difference.judge}: {difference.message}", file=self._err)
+        if self._quiet or verdict.differences:
+            return
+        if not verdict.content_judged:
+            said = "well-formed, but nothing says what its weights should be: it has no card, and no SOURCE was given"
+        elif "source" in verdict.judges:
+            said = "whole: byte for byte what the source gives" + (", and its card's" * ("card" in verdict.judges))
+        else:
+            said = "whole: every byte is that of its card"
+        print(f"{verdict.path}: {said}", file=self._out)
+
     def error(self, error: PestleError) -> None:
         """Print what was wrong, also when quiet."""
         self._end_bar()
@@ -176,6 +196,19 @@ class JsonReporter:
             weights=result.weights,
             seconds=round(result.seconds, 3),
             resumed_bytes=result.resumed_bytes,
+        )
+
+    def verified(self, verdict: Verdict) -> None:
+        """Write what was compared and every difference."""
+        self._write(
+            "verified",
+            path=str(verdict.path),
+            bytes=verdict.file_size,
+            sha256=verdict.sha256,
+            ok=not verdict.differences,
+            content_judged=verdict.content_judged,
+            judges=verdict.judges,
+            differences=[dataclasses.asdict(difference) for difference in verdict.differences],
         )
 
     def error(self, error: PestleError) -> None:

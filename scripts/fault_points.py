@@ -72,9 +72,7 @@ def kill_points(before: collections.Counter[str], total: collections.Counter[str
     """Return a point for every call after the file was begun, in random order; a few of those before come in between."""
     draw = random.Random(seed)
     points = [
-        Point(call, number, "signal=KILL")
-        for call in CALLS
-        for number in range(before[call] + 1, total[call] + 1)
+        Point(call, number, "signal=KILL") for call in CALLS for number in range(before[call] + 1, total[call] + 1)
     ]
     early = [Point(call, number, "signal=KILL") for call in CALLS for number in range(1, before[call] + 1)]
     points += draw.sample(early, min(len(early), len(points) // 10))

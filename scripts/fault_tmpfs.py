@@ -26,12 +26,24 @@ def tmpfs_report(run: Run, work: Path) -> Report:
     """Run where there is room for a part of the file only, and where there is just enough."""
     needed = (work / "whole" / "Model-Q4_K_M.gguf").stat().st_size
     pages = -(-needed // PAGE)
-    sizes = [1, 2, 5, *(pages * part // 10 for part in range(1, 10)), pages - 2, pages - 1, pages, pages + 2, pages + 16]
+    sizes = [
+        1,
+        2,
+        5,
+        *(pages * part // 10 for part in range(1, 10)),
+        pages - 2,
+        pages - 1,
+        pages,
+        pages + 2,
+        pages + 16,
+    ]
     report, refused, made = Report(""), 0, 0
     for size in sizes:
         with tempfile.TemporaryDirectory(dir=work) as folder, _mounted(Path(folder), size * PAGE) as mounted:
             if not mounted:
-                return Report("file systems that are too small: none can be mounted here; strace's faults stand for them")
+                return Report(
+                    "file systems that are too small: none can be mounted here; strace's faults stand for them"
+                )
             out = Path(folder, "model.gguf")
             finished = subprocess.run(run.command(out), cwd=ROOT, capture_output=True, text=True, check=False)
             left = [path.name for path in Path(folder).iterdir()]

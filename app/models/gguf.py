@@ -8,6 +8,7 @@ architecture, context length and chat template with it, and llama.cpp stays unlo
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import struct
 from pathlib import Path
@@ -126,6 +127,14 @@ def read_header(path: Path | str, *, largest_array: int | None = None) -> Header
             return _read(Cursor(file, path, file_size), largest_array)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_header_bytes(content: bytes, path: Path, file_size: int) -> Header:
+    """Read a header from memory: the first bytes of a file of `file_size` bytes; `path` is for messages.
+
+    Raises `ModelFileError`, as `read_header` does.
+    """
+    return _read(Cursor(io.BytesIO(content), path, file_size), None)
 
 
 def _read(cursor: Cursor, largest_array: int | None) -> Header:
