@@ -1,4 +1,4 @@
-"""The command `pestle verify`: is a file still what was made, and is it what its source gives?"""
+"""The command `pestle verify`: says whether a file is still what was made, and what its source gives."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def _against_source(
         requantize = requantize or recipe.allow_requantize
         if recipe.imatrix is not None and arguments.imatrix is None:
             raise UsageError(
-                f"{card_path(header.path)}: the file was made with the importance matrix {recipe.imatrix.name}: give it "
-                "with --imatrix, under the same name",
+                f"{card_path(header.path)}: the file was made with the importance matrix {recipe.imatrix.name}: give "
+                "it with --imatrix, under the same name",
                 param="imatrix",
             )
     prepared = pipeline.prepare(

@@ -1,4 +1,4 @@
-"""Faults at chosen system calls of a quantization: strace counts the calls of a run, then kills or fails one of them."""
+"""Faults at system calls of a quantization: strace counts the calls of a run, then kills or fails one of them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def traced_calls(run: Run, out: Path, log: Path) -> tuple[collections.Counter[st
 
 
 def kill_points(before: collections.Counter[str], total: collections.Counter[str], seed: int) -> list[Point]:
-    """Return a point for every call after the file was begun, in random order; a few of those before come in between."""
+    """Return a point for every call after the file was begun, and for a few of those before, in random order."""
     draw = random.Random(seed)
     points = [
         Point(call, number, "signal=KILL") for call in CALLS for number in range(before[call] + 1, total[call] + 1)

@@ -53,10 +53,11 @@ def tmpfs_report(run: Run, work: Path) -> Report:
             elif finished.returncode == 0 and left == [out.name] and size >= pages:
                 made += 1
             else:
-                report.failures.append(f"{size * PAGE} bytes of room: {finished.returncode}, {left}, {finished.stderr}")
+                said = f"{finished.returncode}, {left}, {finished.stderr[-300:]}"
+                report.failures.append(f"{size * PAGE} bytes of room: {said}")
     report.text = (
-        f"file systems (tmpfs) too small or just large enough for {needed} bytes: {len(sizes)}; refused before the work "
-        f"with the numbers {refused}, made {made}, failed {len(report.failures)}"
+        f"file systems (tmpfs) too small or just large enough for {needed} bytes: {len(sizes)}; refused before the "
+        f"work with the numbers {refused}, made {made}, failed {len(report.failures)}"
     )
     return report
 

@@ -1,11 +1,12 @@
 """Kill quantizations at their system calls, fill the disk under them, damage what they made; print what was left.
 
-    python scripts/faults_quantize.py [--kills 200] [--full 100] [--truncations 256] [--flips 1000] [--jobs 2] [--seed 0]
+    python scripts/faults_quantize.py [--kills 200] [--full 100] [--truncations 256] [--flips 1000] [--jobs 2]
+                                      [--seed 0]
 
-A process of its own is killed (or told that the disk is full) at a system call by strace. Then its target must be absent
-or whole; the next run must make the same bytes as one that nothing happened to and leave nothing else; and so must a
-run with --resume, of a copy of what the killed one left. The file that comes out is then damaged, and `pestle verify`
-must notice. Exit codes: 0 all held, 1 something did not, 3 the tools are missing.
+A process of its own is killed (or told that the disk is full) at a system call by strace. Then its target must be
+absent or whole; the next run must make the same bytes as one that nothing happened to and leave nothing else; and so
+must a run with --resume, of a copy of what the killed one left. The file that comes out is then damaged, and
+`pestle verify` must notice. Exit codes: 0 all held, 1 something did not, 3 the tools are missing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OLD = "an old file, whole"
 
 @dataclass(frozen=True)
 class Scene:
-    """What a fault happens to: a type or several, what was there before, and the sha256 of each file that should come."""
+    """What a fault happens to: a run, what was there before, and the sha256 of each file that should come."""
 
     title: str
     run: Run
@@ -105,10 +106,10 @@ def judge(found: dict[str, str], old: dict[str, str], expected: dict[str, str]) 
 
 
 def check_refusal(outcome: Outcome, code: int, said: str, folder: Path, scene: Scene) -> None:
-    """A full disk is an error of its own kind that leaves nothing, or it did not matter."""
+    """Make sure that the full disk was an error of its own kind that left nothing, or that it did not matter."""
     if code not in {0, 4}:
         outcome.failures.append(f"exit code {code}: {said[-300:]}")
-    if others := [path.name for path in folder.iterdir() if path.name not in scene.expected]:
+    if others := sorted(digests(folder).keys() - scene.expected.keys()):
         outcome.failures.append(f"left at once: {others}")
     if code == 4 and not said.startswith("error: "):
         outcome.failures.append(f"no message: {said[-300:]}")
@@ -131,8 +132,9 @@ def rerun(scene: Scene, folder: Path, flags: list[str]) -> tuple[list[str], int]
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file of a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    """Return the sha256 of every file of a folder but cards, which say when they were made."""
+    files = [path for path in folder.iterdir() if ".card." not in path.name]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def collect(scene: Scene, points: Sequence[Point], wanted: int, pool: concurrent.futures.Executor) -> list[Outcome]:
@@ -141,17 +143,15 @@ def collect(scene: Scene, points: Sequence[Point], wanted: int, pool: concurrent
     rest = list(points) * 3  # threads take turns in their own way: what was not reached may be, the next time
     while rest and len(outcomes) < wanted:
         batch, rest = rest[: wanted - len(outcomes)], rest[wanted - len(outcomes) :]
-        for outcome in pool.map(strike, [scene] * len(batch), batch):
-            if outcome.happened or outcome.failures:
-                outcomes.append(outcome)
+        struck = pool.map(strike, [scene] * len(batch), batch)
+        outcomes += [outcome for outcome in struck if outcome.happened or outcome.failures]
     return outcomes
 
 
 def table(title: str, rows: Iterable[tuple[Scene, list[Outcome]]]) -> tuple[str, list[str]]:
     """Return the table of a kind of fault, and every failure."""
-    lines = [
-        f"{title:<44}{'faults':>7}{'places':>7}{'absent':>7}{'old':>5}{'new':>5}{'partial':>8}{'went on':>8}{'failed':>7}"
-    ]
+    columns = (("faults", 7), ("places", 7), ("absent", 7), ("old", 5), ("new", 5), ("partial", 8), ("went on", 8))
+    lines = ["".join([f"{title:<44}", *(f"{name:>{width}}" for name, width in columns), "  failed"])]
     failures: list[str] = []
     for scene, outcomes in rows:
         left = collections.Counter(outcome.left for outcome in outcomes)
@@ -162,7 +162,7 @@ def table(title: str, rows: Iterable[tuple[Scene, list[Outcome]]]) -> tuple[str,
         resumed = sum(outcome.resumed for outcome in outcomes)
         lines.append(
             f"{scene.title:<44}{len(outcomes):>7}{places:>7}{left['absent']:>7}{left['old']:>5}"
-            f"{left['new'] + mixed:>5}{left['partial']:>8}{resumed:>8}{len(failed):>7}"
+            f"{left['new'] + mixed:>5}{left['partial']:>8}{resumed:>8}{len(failed):>8}"
         )
     return "\n".join(lines), failures
 
