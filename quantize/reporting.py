@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
-
-import msgspec
 
 from app.errors import PestleError
 from quantize.pipeline import Output, Result
@@ -21,6 +20,7 @@ _BAR_SECONDS = 0.1
 _LINE_SECONDS = 5.0
 _JSON_SECONDS = 0.5
 _BAR_CELLS = 24
+_MOST_LETTERS = 4000
 
 
 class Reporter(Protocol):
@@ -59,6 +59,18 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def _printable(text: str) -> str:
+    """Escape what moves a terminal's cursor or cannot be written: names in files may hold anything."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in _cut(text))
+
+
+def _cut(text: str) -> str:
+    """Leave out the middle of a message in which a file speaks for too long."""
+    if len(text) <= _MOST_LETTERS:
+        return text
+    return f"{text[: _MOST_LETTERS // 2]} [… {len(text) - _MOST_LETTERS} letters …] {text[-_MOST_LETTERS // 2 :]}"
 
 
 class _Pace:
@@ -112,7 +124,7 @@ class HumanReporter:
         """Print them, a line each."""
         if not self._quiet:
             for line in lines:
-                print(f"note: {line}", file=self._err)
+                print(f"note: {_printable(line)}", file=self._err)
 
     def plan(self, output: Output, out: Path) -> None:
         """Print the table of types and the exact size."""
@@ -152,7 +164,7 @@ class HumanReporter:
     def error(self, error: PestleError) -> None:
         """Print what was wrong, also when quiet."""
         self._end_bar()
-        print(f"error: {error.message}", file=self._err)
+        print(f"error: {_printable(error.message)}", file=self._err)
 
     def _end_bar(self) -> None:
         if self._drawn:
@@ -213,7 +225,8 @@ class JsonReporter:
 
     def error(self, error: PestleError) -> None:
         """Write what was wrong and the exit code."""
-        self._write("error", kind=type(error).__name__, message=error.message, exit_code=error.exit_code)
+        self._write("error", kind=type(error).__name__, message=_cut(error.message), exit_code=error.exit_code)
 
     def _write(self, event: str, **fields: Any) -> None:
-        print(msgspec.json.encode({"event": event, **fields}).decode(), file=self._out, flush=True)
+        # not msgspec's: file names that are not UTF-8 come back from escapes, and never end in an error
+        print(json.dumps({"event": event, **fields}, separators=(",", ":")), file=self._out, flush=True)

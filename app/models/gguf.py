@@ -156,7 +156,7 @@ def _read(cursor: Cursor, largest_array: int | None) -> Header:
     types: dict[str, ValueType] = {}
     item_types: dict[str, ValueType] = {}
     for _ in range(key_count):
-        key = _text(cursor, cursor.string("a key", _MAX_KEY_BYTES), "a key")
+        key = _name(cursor, cursor.string("a key", _MAX_KEY_BYTES), "a key")
         if not key or key in metadata:
             raise cursor.refuse(f"the key {key!r} appears twice" if key else "a key is empty")
         types[key] = _value_type(cursor, key)
@@ -176,7 +176,9 @@ def _read(cursor: Cursor, largest_array: int | None) -> Header:
     return Header(cursor.path, version, metadata, types, item_types, tensors, alignment, data_offset, cursor.file_size)
 
 
-def _text(cursor: Cursor, raw: bytes, what: str) -> str:
+def _name(cursor: Cursor, raw: bytes, what: str) -> str:
+    if b"\0" in raw:
+        raise cursor.refuse(f"{what} has a zero byte, where C would cut it off: {raw[:40]!r}")
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -208,6 +210,8 @@ def _array(cursor: Cursor, key: str, item_type: ValueType, largest_array: int | 
         raise cursor.refuse(f"the array {key!r} claims {length} items; {cursor.left} bytes are left")
     what = f"the array {key!r}"
     wanted = largest_array is None or length <= largest_array
+    if wanted:
+        cursor.keep(length)
     if item_type is not ValueType.STRING:
         if not wanted:
             cursor.skip(length * item_bytes, what)
@@ -222,7 +226,7 @@ def _tensors(cursor: Cursor, count: int, alignment: int) -> list[TensorInfo]:
     names: set[str] = set()
     expected = 0  # ggml lays tensors out one after the other, and reads no other layout
     for _ in range(count):
-        name = _text(cursor, cursor.string("a tensor's name", _MAX_NAME_BYTES), "a tensor's name")
+        name = _name(cursor, cursor.string("a tensor's name", _MAX_NAME_BYTES), "a tensor's name")
         if not name or name in names:
             raise cursor.refuse(f"the tensor {name!r} appears twice" if name else "a tensor has no name")
         names.add(name)
