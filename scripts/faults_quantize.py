@@ -36,7 +36,7 @@ from rebuild_default_checkpoint import default_folder
 from quantize.cli import main as quantize
 
 VOCABULARY = 512
-OLD = "an old file, whole"
+MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Scene:
     expected: dict[str, str]
     before: Path | None = None
     """A folder whose content is there when the run begins."""
+    work: Path = Path()
+    """Where folders can be made."""
 
     def target(self, folder: Path) -> Path:
         """Return what --out is told."""
@@ -67,7 +69,7 @@ class Outcome:
 
 def strike(scene: Scene, point: Point) -> Outcome:
     """Let a fault happen and see what is left and what the next runs make of it."""
-    with tempfile.TemporaryDirectory(prefix="pestle-faults-") as work:
+    with tempfile.TemporaryDirectory(prefix="pestle-faults-", dir=scene.work) as work:
         folder, copy = Path(work, "a"), Path(work, "b")
         shutil.copytree(scene.before, folder) if scene.before else folder.mkdir()
         old = digests(folder)
@@ -186,10 +188,10 @@ def make_scenes(work: Path) -> list[Scene]:
     late = max(point.number for point in reached if point.call == "pwrite64") * 3 // 4
     run_with(single, begun / "one.gguf", [Point("pwrite64", late, "signal=KILL")])
     return [
-        Scene("one type, no file before", single, one),
-        Scene("one type, over a file", single, one, old),
-        Scene("two types at once", double, both),
-        Scene("killed again while it goes on (--resume)", Run((*single.arguments, "--resume")), one, begun),
+        Scene("one type, no file before", single, one, work=work),
+        Scene("one type, over a file", single, one, old, work),
+        Scene("two types at once", double, both, work=work),
+        Scene("killed again while it goes on (--resume)", Run((*single.arguments, "--resume")), one, begun, work),
     ]
 
 
@@ -208,6 +210,8 @@ def main() -> int:
         print("strace is needed: apt-get install strace", file=sys.stderr)
         return 3
     began = time.monotonic()
+    if MEMORY.is_dir():
+        tempfile.tempdir = str(MEMORY)  # a thousand runs that wait for a disk prove no more
     failures: list[str] = []
     context = multiprocessing.get_context("spawn")
     with (
