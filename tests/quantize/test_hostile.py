@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -22,6 +23,7 @@ from quantize import pipeline
 from quantize.checkpoint import Checkpoint
 from quantize.gguf_source import open_gguf
 from quantize.pipeline import prepare
+from quantize.proof_process import ProofProcess
 from quantize.reporting import HumanReporter, JsonReporter
 from quantize.source import Source
 from tests.quantize.checkpoints import Shape, make_checkpoint, write_raw_safetensors
@@ -203,9 +205,20 @@ def test_bombs_are_not_unpacked(tmp_path: Path) -> None:
         _ = Source(tmp_path).config
 
 
-def test_what_is_no_file_is_not_opened(folder: Path) -> None:
-    import os  # noqa: PLC0415
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="reads limits from /proc")
+def test_the_proofs_memory_is_limited() -> None:
+    with ProofProcess() as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            limits = Path(f"/proc/{process.pid}/limits").read_text().splitlines()
+            (data,) = [line.split()[3:5] for line in limits if line.startswith("Max data size")]
+            if data == [str(4 << 30)] * 2:
+                return
+            time.sleep(0.05)
+    pytest.fail(f"the limit stays {data}")
 
+
+def test_what_is_no_file_is_not_opened(folder: Path) -> None:
     shard = folder / "model.safetensors"
     shard.unlink()
     os.mkfifo(shard)  # who opens it waits for ever

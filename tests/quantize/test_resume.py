@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -19,9 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.errors import StorageError
 from quantize.cli import main
 from quantize.extents import Extents
 from quantize.journal import Head, Journal, Range
+from quantize.writer import AtomicFile
 from tests.quantize.checkpoints import Shape, make_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -226,6 +229,39 @@ def test_an_interrupted_run_says_that_it_can_be_gone_on_with(
     assert "interrupted; what is done is kept: run the same command again to go on" in said
     assert resumed(source, "q4_k_m", out, capsys)[0] > 0
     assert digest(out) == expected["q4_k_m"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_disk_that_fills_up_later(resume: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on file systems that cannot reserve room."""
+    real, full, target = os.pwrite, 3 << 20, tmp_path / "model.gguf"
+
+    def pwrite(file: int, data: memoryview, offset: int) -> int:
+        if offset >= full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, data, offset)
+
+    content = random.Random(0).randbytes(4 << 20)
+    pieces = [(place, memoryview(content)[place : place + 65536]) for place in range(0, len(content), 65536)]
+
+    def fill() -> None:
+        with AtomicFile(target, len(content), "run", resume=resume) as file:
+            for place, piece in pieces:
+                file.write_at(place, piece)
+
+    with monkeypatch.context() as patched, pytest.raises(StorageError, match=r"no room for model\.gguf: 4194304 bytes"):
+        patched.setattr(os, "pwrite", pwrite)
+        fill()
+    assert len(list(tmp_path.iterdir())) == (2 if resume else 0)
+    with AtomicFile(target, len(content), "run", resume=True) as file:
+        assert file.resumed_bytes == (full if resume else 0)
+        for place, piece in pieces:
+            if not file.has(place, place + len(piece)):
+                file.write_at(place, piece)
+        file.check(lambda _: None)
+        file.publish()
+    assert target.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"]])
