@@ -21,17 +21,17 @@ from app.models.gguf import Header, read_header
 
 FAILED = 5
 AGAINST_SOURCE = 10  # one in so many flips is also judged by the source alone
-NAME = "Model-Q4_K_M.gguf"
+NAME = "Model-Q8_0.gguf"
 
 Damage = tuple[str, int, int]
 """`cut` and the length that is left, or `flip`, the byte and the bit."""
 
 
 def damage_report(work: Path, truncations: int, flips: int, seed: int, pool: concurrent.futures.Executor) -> Report:
-    """Damage copies of the Q4_K_M in `work`/whole, whose source is `work`/Model."""
+    """Damage copies of the Q8_0 in `work`/whole, whose source is `work`/Model."""
     file = work / "whole" / NAME
     if not card_path(file).exists():
-        write_plain_card(file, "q4_k_m")
+        write_plain_card(file, "q8_0")
     draw, size = random.Random(seed), file.stat().st_size
     damages: list[Damage] = [("cut", draw.randrange(size), 0) for _ in range(truncations)]
     damages += [("flip", draw.randrange(size), draw.randrange(8)) for _ in range(flips)]
@@ -66,7 +66,7 @@ def _judge_all(work: Path, damages: Sequence[Damage]) -> list[tuple[bool, bool |
             tensor = _damaged_tensor(header, damage)
             right = None if tensor is None else _named(said) == tensor
             card_path(copy).unlink()
-            again = None if number % AGAINST_SOURCE else _verify(copy, work / "Model", "--type", "q4_k_m")[0] == FAILED
+            again = None if number % AGAINST_SOURCE else _verify(copy, work / "Model", "--type", "q8_0")[0] == FAILED
             results.append((code == FAILED, right, again))
     return results
 

@@ -24,7 +24,7 @@ class Report:
 
 def tmpfs_report(run: Run, work: Path) -> Report:
     """Run where there is room for a part of the file only, and where there is just enough."""
-    needed = (work / "whole" / "Model-Q4_K_M.gguf").stat().st_size
+    needed = (work / "whole" / "Model-Q8_0.gguf").stat().st_size
     pages = -(-needed // PAGE)
     sizes = [
         1,

@@ -175,14 +175,14 @@ def make_scenes(work: Path) -> list[Scene]:
     vocabulary = vocabulary_of_checkpoint(default_folder()).truncated(VOCABULARY)
     write_checkpoint(model, SHAPES["tiny-llama3"], vocabulary, "bf16", 2, 0)
     whole, old, begun = work / "whole", work / "old", work / "begun"
-    for types, folder in (("q4_k_m,q8_0", whole), ("q8_0", old / "one.gguf")):
+    for types, folder in (("q8_0,q4_0", whole), ("q4_0", old / "one.gguf")):
         folder.parent.mkdir(exist_ok=True)
         if quantize([str(model), "--type", types, "--out", str(folder), "--format", "quiet"]):
             raise RuntimeError("the run without faults failed")
     both = digests(whole)
-    one = {"one.gguf": both["Model-Q4_K_M.gguf"]}
-    single = Run((str(model), "--type", "q4_k_m"))
-    double = Run((str(model), "--type", "q4_k_m,q8_0"))
+    one = {"one.gguf": both["Model-Q8_0.gguf"]}
+    single = Run((str(model), "--type", "q8_0"))
+    double = Run((str(model), "--type", "q8_0,q4_0"))
     begun.mkdir()
     reached = full_points(*traced_calls(single, work / "trace.gguf", work / "log"), 0)
     late = max(point.number for point in reached if point.call == "pwrite64") * 3 // 4
