@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import StorageError
@@ -284,6 +284,7 @@ def test_runs_that_make_the_same_folder(source: Path, expected: dict[str, str], 
     assert [digest(path) for path in sorted(folder.iterdir())] == list(expected.values())
 
 
+@settings(deadline=None)
 @given(ranges=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), max_size=12))
 def test_extents_are_a_set(ranges: list[tuple[int, int]]) -> None:
     extents, positions = Extents(), set[int]()
@@ -298,6 +299,7 @@ def test_extents_are_a_set(ranges: list[tuple[int, int]]) -> None:
             assert extents.covers(first, end) == (set(range(first, end)) <= positions)
 
 
+@settings(max_examples=50, deadline=None)
 @given(content=st.binary(max_size=300))
 def test_no_journal_ends_in_a_traceback(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "journal"
