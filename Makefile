@@ -15,10 +15,10 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle quality bounds bench clean
+.PHONY: help setup serve quantize test check oracle quality bounds faults-quantize bench clean
 
 help: ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment; ACCEL=cpu|cuda|metal (found when not given)
 	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
@@ -55,6 +55,9 @@ oracle: $(DEV) ## compare every byte with upstream's converter and quantizer (ow
 quality: $(DEV) ## compare the card's figures with llama-perplexity (its path in LLAMA_PERPLEXITY)
 	@$(PYTHON) scripts/check_quality.py --type q4_0
 	@$(PYTHON) scripts/check_quality.py --type q4_k_m
+
+faults-quantize: $(DEV) ## kill quantizations at their system calls, fill their disk, damage their files (needs strace)
+	@$(PYTHON) scripts/faults_quantize.py
 
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
 	@$(PYTHON) scripts/bench_quantize.py

@@ -18,7 +18,8 @@ from quantize.card_embedding import embed_card
 from quantize.carded import Finished, Measurement, file_is_whole, run_with_cards
 from quantize.choice import Candidate, Limits, choose
 from quantize.measuring import NotMeasuredError
-from quantize.pipeline import Prepared, check_target
+from quantize.pipeline import check_target
+from quantize.prepared import Prepared
 from quantize.reporting import Reporter
 from quantize.writer import sync_folder
 
@@ -149,6 +150,9 @@ class _OnlyProgress:
         self.plan, self.error, self.choice = reporter.plan, reporter.error, reporter.choice
 
     def done(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def verified(self, *_: Any) -> None:
         """Say nothing."""
 
     def card(self, *_: Any, **__: Any) -> None:

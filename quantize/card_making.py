@@ -15,7 +15,8 @@ from app.errors import StorageError
 from app.llama.library import build_name
 from app.models.card import Card, FileIdentity, Imatrix, QuantizedFile, Recipe, Source, Tensor
 from quantize.importance import ImportanceMatrix
-from quantize.pipeline import Output, Prepared, Result
+from quantize.pipeline import Result
+from quantize.prepared import Output, Prepared
 
 _SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",

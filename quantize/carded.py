@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,8 @@ from quantize.measuring import (
     lack_of_room,
     reference_type,
 )
-from quantize.pipeline import Prepared, Result, run_all
+from quantize.pipeline import Result, run_all
+from quantize.prepared import Prepared
 from quantize.reporting import Reporter
 from quantize.tensors import TensorSpec
 
@@ -82,6 +83,7 @@ def run_with_cards(
     *,
     threads: int | None = None,
     embed: bool = False,
+    resume: bool = False,
 ) -> list[Finished]:
     """Make the files and their cards; `prepared` may plan one more file, the reference, after theirs.
 
@@ -97,13 +99,16 @@ def run_with_cards(
             temporary = stack.enter_context(TemporaryReference())
             reporter.notes([f"measured against {temporary.path}, which goes away at the end"])
         targets = [*outs, temporary.path] if temporary else outs
-        results = run_all(prepared, targets, threads=threads, progress=reporter.progress, with_losses=measured)
+        results = run_all(
+            prepared, targets, threads=threads, progress=reporter.progress, with_losses=measured, resume=resume
+        )
         reporter.notes(prepared.prove())
         finished = _with_cards(prepared, results[: len(outs)], files, hashed=measured)
-        for each in finished:
-            reporter.done(each.result)
-        if measured:
-            finished = _judged(prepared, finished, temporary, measurement, reporter, threads or available_cpus())
+        with _files_stay(each.result.path for each in finished):
+            for each in finished:
+                reporter.done(each.result)
+            if measured:
+                finished = _judged(prepared, finished, temporary, measurement, reporter, threads or available_cpus())
     for each in finished:
         if embed:
             with file_is_whole(each.result.path):
@@ -140,10 +145,6 @@ def _judged(
     except NotMeasuredError as error:
         reporter.warning(f"the quality was not measured: {error.message}")
         return list(finished)
-    except KeyboardInterrupt:
-        raise InterruptedByUserError(
-            f"interrupted while measuring; {', '.join(map(str, paths))}: whole, the card without quality"
-        ) from None
     judged = []
     for each, quality in zip(finished, qualities, strict=True):
         card = msgspec.structs.replace(each.card, quality=quality)
@@ -164,6 +165,16 @@ def _subjects(prepared: Prepared, paths: Sequence[Path], temporary: TemporaryRef
         (place, output) for place, output in enumerate(prepared.outputs) if not output.recipe.quantized
     )
     return Subjects(paths[place], f"the source's weights in {output.recipe.name}", paths)
+
+
+@contextlib.contextmanager
+def _files_stay(paths: Iterable[Path]) -> Iterator[None]:
+    """Say of an interrupt that comes now what there is nevertheless."""
+    names = ", ".join(map(str, paths))
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedByUserError(f"interrupted while measuring; {names}: whole, the card without quality") from None
 
 
 @contextlib.contextmanager

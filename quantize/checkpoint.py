@@ -7,7 +7,6 @@ meanwhile is then an error and not a SIGBUS, and no page of the model ever count
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import CheckpointError, StorageError
+from quantize.bounded_json import decode_json
 from quantize.tensors import Part
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -25,6 +25,10 @@ DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 _HEADER_AT_ONCE = 1 << 18  # bytes; most headers are smaller
+_MAX_NAME_LETTERS = 1 << 10
+_MAX_DIMENSIONS = 8
+_MAX_NUMBER = 1 << 63
+_MOST_SHOWN = 200
 _DECODED_AT_ONCE = 1 << 18  # weights; the buffers of a decoder grow with this and not with what is asked for
 _ALL_DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -190,16 +194,17 @@ class Checkpoint:
 def _shard_names(folder: Path, elsewhere: Mapping[str, ReadHeader]) -> tuple[list[str], dict[str, str]]:
     index = folder / INDEX_NAME
     if not index.is_file():
-        names = sorted({path.name for path in folder.glob("model*.safetensors")} | elsewhere.keys())
+        there = {path.name for path in folder.glob("model*.safetensors") if path.is_file()}
+        names = sorted(there | elsewhere.keys())
         if not names:
             others = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".gguf"})
             hint = f" (found {', '.join(others[:5])}; only safetensors are read)" if others else ""
             raise CheckpointError(f"{folder}: no model.safetensors and no {INDEX_NAME}{hint}")
         return names, {}
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = decode_json(_index_content(index))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: no usable weight_map: {error!r}") from error
+        raise CheckpointError(f"{index}: no usable weight_map: {error}") from error
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must say for each tensor the name of its file")
     if not weight_map:
@@ -207,10 +212,25 @@ def _shard_names(folder: Path, elsewhere: Mapping[str, ReadHeader]) -> tuple[lis
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: {name!r} is not the name of a safetensors file in the same folder")
+            raise CheckpointError(f"{index}: {shown(name)} is not the name of a safetensors file in the same folder")
         if name not in elsewhere and not (folder / name).is_file():
             raise CheckpointError(f"{index}: names the file {name}, which is missing from {folder}")
     return names, weight_map
+
+
+def _index_content(index: Path) -> bytes:
+    try:
+        if (size := index.stat().st_size) > _MAX_HEADER_BYTES:
+            raise CheckpointError(f"{index}: {size} bytes; at most {_MAX_HEADER_BYTES} are read")
+        return index.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{index}: cannot be read: {error.strerror or error}") from error
+
+
+def shown(content: object) -> str:
+    """Return what a file holds as a message can show it: what is not printable escaped, and not too much of it."""
+    text = repr(content)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
@@ -218,10 +238,10 @@ def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, St
         return
     for name, shard in weight_map.items():
         if name not in tensors or tensors[name].shard.name != shard:
-            raise CheckpointError(f"{folder / shard}: lacks the tensor {name!r} that {INDEX_NAME} places there")
+            raise CheckpointError(f"{folder / shard}: lacks the tensor {shown(name)} that {INDEX_NAME} places there")
     for name, tensor in tensors.items():
         if name not in weight_map:
-            raise CheckpointError(f"{tensor.shard}: holds the tensor {name!r}, which {INDEX_NAME} does not know")
+            raise CheckpointError(f"{tensor.shard}: holds the tensor {shown(name)}, which {INDEX_NAME} does not know")
 
 
 def read_header(path: Path, size: int, read: Callable[[int], bytes]) -> bytes:
@@ -249,7 +269,7 @@ def _read_local_header(path: Path) -> tuple[int, bytes]:
 def _tensors_of(path: Path, elsewhere: ReadHeader | None) -> list[StoredTensor]:
     size, header = elsewhere(path) if elsewhere else _read_local_header(path)
     try:
-        entries = json.loads(header[8:], object_pairs_hook=_unique)
+        entries = decode_json(header[8:], _unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is damaged: {error}") from error
     if not isinstance(entries, dict):
@@ -265,19 +285,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} appears twice")
+        raise ValueError(f"{shown(twice)} appears twice")
     return entries
 
 
 def _stored(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    if len(name) > _MAX_NAME_LETTERS or "\0" in name:
+        raise CheckpointError(f"{path}: {shown(name)} is no tensor's name: a name of {len(name)} letters")
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header's entry of {name!r} is damaged: {error!r}") from error
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise CheckpointError(f"{path}: the tensor {name!r} has shape {shape} and offsets {begin}, {end}")
+        raise CheckpointError(f"{path}: the header's entry of {name!r} is damaged: {shown(error)}") from error
+    if len(shape) > _MAX_DIMENSIONS:
+        raise CheckpointError(f"{path}: the tensor {name!r} has {len(shape)} dimensions")
+    if not all(type(number) is int and 0 <= number < _MAX_NUMBER for number in (*shape, begin, end)):
+        raise CheckpointError(f"{path}: the tensor {name!r} has shape {shown(shape)} and offsets {shown((begin, end))}")
     if not isinstance(dtype, str) or dtype not in _ALL_DTYPE_BITS:
-        raise CheckpointError(f"{path}: the tensor {name!r} has the unknown dtype {dtype!r}")
+        raise CheckpointError(f"{path}: the tensor {name!r} has the unknown dtype {shown(dtype)}")
     nbytes = math.prod(shape) * _ALL_DTYPE_BITS[dtype] // 8
     if end - begin != nbytes:
         raise CheckpointError(

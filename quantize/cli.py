@@ -44,22 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-kld", type=float, metavar="X", help="with --auto: the smallest file with this KLD or less"
     )
     parser.add_argument("--max-bytes", metavar="Y", help="with --auto: the least KLD with this size or less (4.5GB)")
-    parser.add_argument(
-        "--tensor-type", action="append", default=[], metavar="PATTERN=T",
-        help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
-        "ffn_down=q6_k; may be given again, and the first that fits counts",
-    )  # fmt: skip
-    parser.add_argument("--imatrix", metavar="FILE", help="importance matrix of llama-imatrix, which says what matters")
-    parser.add_argument("--output-tensor-type", metavar="T", help="type of the output matrix")
-    parser.add_argument("--token-embedding-type", metavar="T", help="type of the token embeddings")
+    add_recipe_arguments(parser)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: <folder>-<TYPE>.gguf, here; for several types a folder"
     )
-    parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on where a run of the same command was killed, and keep what is done when this one is interrupted",
+    )  # fmt: skip
     parser.add_argument(
         "--no-cache", action="store_true", help="stream a model on the Hub shard by shard: the disk holds one at a time"
     )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all processors")
     measure = parser.add_argument_group("the card, FILE.card.json, which says what the file is and costs")
     measure.add_argument(
         "--measure", action=argparse.BooleanOptionalAction,
@@ -71,6 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_argument("--embed-card", action="store_true", help="write the card into the file, not beside it")
     parser.add_argument("--dry-run", action="store_true", help="print every type and the exact size; write nothing")
     parser.add_argument("--format", choices=FORMATS, default="human", help="json: one object a line, for scripts")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that change what a type makes of a model."""
+    parser.add_argument(
+        "--tensor-type", action="append", default=[], metavar="PATTERN=T",
+        help="type of the tensors whose names have this in them (a regular expression, as in llama-quantize), such as "
+        "ffn_down=q6_k; may be given again, and the first that fits counts",
+    )  # fmt: skip
+    parser.add_argument("--imatrix", metavar="FILE", help="importance matrix of llama-imatrix, which says what matters")
+    parser.add_argument("--output-tensor-type", metavar="T", help="type of the output matrix")
+    parser.add_argument("--token-embedding-type", metavar="T", help="type of the token embeddings")
+    parser.add_argument("--allow-requantize", action="store_true", help="take a GGUF that is quantized already")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,13 +94,18 @@ def _reported(arguments: argparse.Namespace, process: ProofProcess | None) -> in
 
     reporter = open_reporter(arguments.format)
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             _run(arguments, reporter, process)
     except PestleError as error:
         reporter.error(error)
         return int(error.exit_code)
     except KeyboardInterrupt:
-        interrupted = InterruptedByUserError("interrupted; nothing was left behind")
+        kept = (
+            "what is done is kept: run the same command again to go on"
+            if arguments.resume
+            else "nothing was left behind"
+        )
+        interrupted = InterruptedByUserError(f"interrupted; {kept}")
         reporter.error(interrupted)
         return interrupted.exit_code
     except BrokenPipeError:
@@ -109,13 +123,8 @@ def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | N
     limits, card = _limits(arguments), {"threads": arguments.threads, "embed": arguments.embed_card}
     chosen = [find(name.strip()) for name in (arguments.type.split(",") if arguments.type else CANDIDATES)]
     source = arguments.source.expanduser()
-    for flag in ("threads", "chunks"):
-        if (value := getattr(arguments, flag)) is not None and value < 1:
-            raise UsageError(f"--{flag} is {value}; at least 1 is needed", param=flag)
-    if arguments.no_cache and (arguments.auto or arguments.measure):
-        raise UsageError("--no-cache keeps no weights that could be measured against; leave it out", param="no-cache")
-    wanted = False if arguments.no_cache else arguments.auto or arguments.measure
-    measurement = carded.Measurement(wanted, arguments.text, arguments.chunks)
+    _check(arguments)
+    measurement = carded.Measurement(_is_measured(arguments), arguments.text, arguments.chunks)
     name = _FIRST_PART.sub("", source.stem) if source.suffix == ".gguf" else source.absolute().name
     folder, outs = _targets(arguments.out, name, chosen, one_stays=arguments.auto)
     sweep(outs[0])
@@ -124,7 +133,7 @@ def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | N
         prepared = pipeline.prepare(
             source,
             [recipe.name for recipe in chosen],
-            _overrides(arguments),
+            overrides_of(arguments),
             allow_requantize=arguments.allow_requantize,
             importance=arguments.imatrix,
             proof_process=process,
@@ -140,9 +149,32 @@ def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | N
             return
         stack.enter_context(_made(folder))
         if limits is None:
-            carded.run_with_cards(prepared, outs, measurement, reporter, **card)
+            carded.run_with_cards(prepared, outs, measurement, reporter, resume=arguments.resume, **card)
         else:
             auto.run_auto(prepared, outs, limits, measurement, reporter, **card)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise `UsageError` for arguments that make no sense, or none together."""
+    for flag in ("threads", "chunks"):
+        if (value := getattr(arguments, flag)) is not None and value < 1:
+            raise UsageError(f"--{flag} is {value}; at least 1 is needed", param=flag)
+    measured = arguments.auto or arguments.measure
+    if arguments.no_cache and measured:
+        raise UsageError("--no-cache keeps no weights that could be measured against; leave it out", param="no-cache")
+    if arguments.resume and measured:
+        raise UsageError(
+            "--resume goes on with files whose beginning cannot be measured any more; leave it out, or use "
+            "pestle compare afterwards",
+            param="resume",
+        )
+    if arguments.resume and arguments.no_cache:
+        raise UsageError("--no-cache keeps nothing that --resume could go on with; leave one out", param="resume")
+
+
+def _is_measured(arguments: argparse.Namespace) -> bool | None:
+    """Return whether the quality is measured; None leaves it to the size of the source."""
+    return False if arguments.no_cache or arguments.resume else arguments.auto or arguments.measure
 
 
 def _proof_process(source: Path) -> contextlib.AbstractContextManager[ProofProcess | None]:
@@ -190,8 +222,9 @@ def _made(folder: Path | None) -> Iterator[None]:
         if folder is not None:
             missing = [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
             for path in reversed(missing):
-                path.mkdir()
-                made.append(path)
+                with contextlib.suppress(FileExistsError):  # another run makes the same
+                    path.mkdir()
+                    made.append(path)
         yield
     except BaseException:
         for path in reversed(made):
@@ -200,7 +233,8 @@ def _made(folder: Path | None) -> Iterator[None]:
         raise
 
 
-def _overrides(arguments: argparse.Namespace) -> Overrides:
+def overrides_of(arguments: argparse.Namespace) -> Overrides:
+    """Return what the arguments decide about single tensors. Raises `UsageError`."""
     output, embedding = arguments.output_tensor_type, arguments.token_embedding_type
     return Overrides(
         tuple(override(text) for text in arguments.tensor_type),
@@ -210,7 +244,8 @@ def _overrides(arguments: argparse.Namespace) -> Overrides:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
+    """Turn the signals that ask a process to end into KeyboardInterrupt, once."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(_number: int, _frame: Any) -> None:

@@ -37,16 +37,17 @@ def encoded(
     checkpoint: Checkpoint,
     threads: int,
     *,
-    fetched: Told,
+    fetched: Told = lambda _count: None,
     through_bf16: Sequence[bool],
     importance: ImportanceMatrix | None,
     losses: Sequence[Losses] = (),
+    missing: Callable[[list[Slab]], bool] = lambda _slabs: True,
 ) -> Generator[tuple[list[Slab], list[memoryview]], None, None]:
     """Yield every slab of every file with its bytes, in the first file's order; they are valid until the next one.
 
     Where weights come in rounds, the order is that within each. `fetched` is told of the bytes that come meanwhile.
-    Memory is bounded by the number of threads: a slab that waits to be written keeps its workspace. `losses`, one for
-    each file if any, hear what each tensor loses.
+    Slabs that are not `missing` are left out. Memory is bounded by the number of threads: a slab that waits to be
+    written keeps its workspace. `losses`, one for each file if any, hear what each tensor loses.
     """
 
     def encode_slabs(slabs: list[Slab], space: Workspace) -> list[NDArray[np.uint8]]:
@@ -55,8 +56,9 @@ def encoded(
     parts = [part for tensor in plans[0].tensors for part in tensor.spec.parts]
     with contextlib.closing(checkpoint.rounds(parts, fetched)) as rounds:
         for wanted in rounds:
-            slabs = _together(plans, wanted)
-            yield from _round(slabs, threads, encode_slabs)
+            there = _together(plans, wanted)
+            waiting = ([slabs for slabs in twins if missing(slabs)] for twins in there)
+            yield from _round(filter(None, waiting), threads, encode_slabs)
 
 
 def _round(

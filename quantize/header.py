@@ -131,7 +131,7 @@ def encode_header(keys: KeyTable, tensors: Iterable[TensorEntry]) -> bytes:
     for key, value in keys.values.items():
         try:
             parts += [_string(key), struct.pack("<I", value.type), _value(value)]
-        except (struct.error, OverflowError) as error:
+        except (struct.error, OverflowError, TypeError, UnicodeEncodeError) as error:  # also halves of letters
             raise CheckpointError(f"the key {key} cannot hold {str(value.content)[:80]}: {error}") from error
     for entry in entries:
         dims = entry.shape[::-1]

@@ -11,28 +11,27 @@ from pathlib import Path
 from app.errors import UsageError
 from quantize import dequantize, families, gguf_source
 from quantize import recipe as recipes
-from quantize.card import remove_card
 from quantize.checkpoint import Checkpoint, StoredTensor
-from quantize.digest import FileDigest, RunningDigest
+from quantize.digest import FileDigest
 from quantize.encoding import available_cpus, encoded
-from quantize.header import QUANTIZATION_VERSION, KeyTable, aligned
+from quantize.header import QUANTIZATION_VERSION, KeyTable
+from quantize.identity import identities
 from quantize.importance import ImportanceMatrix, check_importance
 from quantize.left_out import left_out
 from quantize.loss import Losses
 from quantize.metadata import set_general
 from quantize.model_size import ModelSize
-from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
-from quantize.plan import Plan, check_originals, plan_file
-from quantize.proof import Proof, start_proof
+from quantize.plan import check_originals, plan_file
+from quantize.prepared import Output, Prepared
+from quantize.proof import start_proof
 from quantize.proof_process import ProofProcess
 from quantize.recipe import NO_OVERRIDES, Overrides, Recipe
 from quantize.selection import decide_types
 from quantize.slabs import Slab
 from quantize.source import Source, open_source
 from quantize.streamed import open_streamed
-from quantize.tensors import Part, TensorSpec
-from quantize.verify import Samples, verify
-from quantize.writer import AtomicFile
+from quantize.target import Target
+from quantize.tensors import TensorSpec
 
 ReferenceChoice = Callable[[Sequence[TensorSpec], Mapping[str, StoredTensor]], str | None]
 """Says which unquantized type is made too, to judge the others against; None: no such file."""
@@ -41,70 +40,6 @@ Progress = Callable[[int, int], None]
 """Called with the bytes of the source that are done, and all of them."""
 
 _DATA_NAMES = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """One file that a run makes."""
-
-    recipe: Recipe
-    plan: Plan
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A run that is planned to the byte and has read no weight yet."""
-
-    source: Source
-    checkpoint: Checkpoint
-    outputs: tuple[Output, ...]
-    notes: tuple[str, ...] = ()
-    """What people should know: what is left out, and what the family found."""
-    through_bf16: bool = True
-    """Whether quantized files are made of numbers rounded to bf16, as upstream's two steps do."""
-    importance: ImportanceMatrix | None = None
-    overrides: Overrides = NO_OVERRIDES
-    allow_requantize: bool = False
-
-    proof: Proof | None = None
-    """That llama.cpp will read text rightly, under way."""
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the first file, in whose order the source is read."""
-        return self.outputs[0].plan
-
-    @property
-    def source_bytes(self) -> int:
-        """The bytes of the weights that will be read."""
-        return sum(self.bytes_read(part, part.rows) for part in self.parts)
-
-    @property
-    def parts(self) -> list[Part]:
-        """Everything that will be read."""
-        return [part for tensor in self.plan.tensors for part in tensor.spec.parts]
-
-    def prove(self) -> tuple[str, ...]:
-        """Wait for the proof of the tokenizer and return what people should know. Raises `TokenizerError`."""
-        return () if self.proof is None else self.proof.wait()
-
-    def close(self) -> None:
-        """End what is under way, if the run does not come to it."""
-        if self.proof is not None:
-            self.proof.close()
-
-    def bytes_of(self, slab: Slab) -> int:
-        """Return the bytes of the source that a slab takes: differences, so that rounded sizes add up."""
-        if slab.part is None:
-            return 0
-        return self.bytes_read(slab.part, slab.first_row + slab.rows) - self.bytes_read(slab.part, slab.first_row)
-
-    def bytes_read(self, part: Part, rows: int) -> int:
-        """Return the bytes of the source that so many rows of a part take; a group of rows is shared by its takers."""
-        stored, weights = self.checkpoint.tensors, rows * part.width
-        if part.scales is not None:
-            return weights // BLOCK_WEIGHTS * BLOCK_BYTES
-        return stored[part.source].stored_bytes(weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +56,8 @@ class Result:
     digest: FileDigest
     losses: Losses | None = None
     """What each tensor lost, if that was asked for."""
+    resumed_bytes: int | None = None
+    """The bytes of the file that an earlier run had made; None if the run was not asked to resume."""
 
 
 def prepare(
@@ -253,27 +190,25 @@ def run_all(
     threads: int | None = None,
     progress: Progress | None = None,
     with_losses: bool = False,
+    resume: bool = False,
 ) -> list[Result]:
     """Carry all plans out in one read of the source. The files get their names when all of them are whole.
 
-    `with_losses` also finds what each tensor loses. The card of a file that is replaced goes with it.
+    `with_losses` also finds what each tensor loses. `resume` goes on where a run that was killed had come to, and lets
+    an interrupted one be gone on with. The card of a file that is replaced goes with it.
     """
     began = time.monotonic()
     outs = [out.absolute() for out in outs]
-    for out in outs:
-        check_target(out, prepared)
-    targets = [_Target(output.plan, out) for output, out in zip(prepared.outputs, outs, strict=True)]
+    targets = _targets(prepared, outs, resume=resume)
     losses = [Losses() for _ in targets if with_losses]
     output_bytes = sum(output.plan.file_size for output in prepared.outputs)
-    done, total = 0, prepared.source_bytes + prepared.checkpoint.expect(prepared.parts, output_bytes)
+    advance = _Advance(prepared, prepared.checkpoint.expect(prepared.parts, output_bytes), progress)
 
-    def advance(count: int) -> None:
-        nonlocal done
-        if prepared.proof is not None:
-            prepared.proof.check()
-        done += count
-        if progress is not None:
-            progress(done, total)
+    def is_missing(slabs: list[Slab]) -> bool:
+        if not all(target.has_slab(slab) for target, slab in zip(targets, slabs, strict=True)):
+            return True
+        advance(prepared.bytes_of(slabs[0]))
+        return False
 
     pieces_of_slabs = encoded(
         [output.plan for output in prepared.outputs],
@@ -283,78 +218,74 @@ def run_all(
         through_bf16=[prepared.through_bf16 and output.recipe.quantized for output in prepared.outputs],
         importance=prepared.importance,
         losses=losses,
+        missing=is_missing,
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(prepared.checkpoint)
         if prepared.importance is not None:
             stack.enter_context(prepared.importance)
         for target in targets:
-            stack.enter_context(target.file)
+            stack.enter_context(target)
         stack.enter_context(contextlib.closing(pieces_of_slabs))
-        if prepared.proof is not None:
-            stack.enter_context(contextlib.closing(prepared.proof))
+        stack.callback(prepared.close)
         for slabs, pieces in pieces_of_slabs:
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)
             advance(prepared.bytes_of(slabs[0]))
         for target in targets:
-            target.check()
+            target.check_plan()
         prepared.prove()
         for target in targets:
             target.publish()
     seconds = time.monotonic() - began
     lost: Sequence[Losses | None] = losses or [None] * len(targets)
     read = prepared.source_bytes
-    return [_result(*each, read, seconds) for each in zip(prepared.outputs, targets, lost, strict=True)]
+    return [
+        _result(output, target, loss, read, seconds, resumed=resume)
+        for output, target, loss in zip(prepared.outputs, targets, lost, strict=True)
+    ]
 
 
-class _Target:
-    """A file on its way, with the checksums of its pieces and its digest so far."""
+class _Advance:
+    """Counts the bytes of the source that are done, tells of them, and stops a run whose tokenizer is not proven."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
-        self.out = out
-        self.file = AtomicFile(out, plan.file_size)
-        self.digest: FileDigest | None = None
-        self._plan, self._samples, self._running = plan, Samples(), RunningDigest(plan)
-        self._has_header = False
+    def __init__(self, prepared: Prepared, to_fetch: int, progress: Progress | None) -> None:
+        self._proof, self._progress = prepared.proof, progress
+        self._done, self._total = 0, prepared.source_bytes + to_fetch
 
-    def write(self, slab: Slab, data: memoryview) -> None:
-        if not self._has_header:
-            self._put(0, memoryview(self._plan.header))
-            self._has_header = True
-        tensor = slab.tensor
-        start = len(self._plan.header) + tensor.offset
-        self._samples.take(start + slab.offset, data)
-        self._put(start + slab.offset, data)
-        if slab.is_last:
-            padding = aligned(tensor.nbytes) - tensor.nbytes
-            self._put(start + tensor.nbytes, memoryview(bytes(padding)))
-
-    def check(self) -> None:
-        self.file.check(self._look_at)
-
-    def publish(self) -> None:
-        remove_card(self.out)  # before: it must never be taken for the new file's
-        self.file.publish()
-
-    def _put(self, offset: int, data: memoryview) -> None:
-        self.file.write_at(offset, data)
-        self._running.take(offset, data)
-
-    def _look_at(self, part: Path) -> None:
-        verify(part, self._plan, self._samples)
-        self.digest = self._running.finish(part)
+    def __call__(self, count: int) -> None:
+        if self._proof is not None:
+            self._proof.check()
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
-def _result(output: Output, target: _Target, losses: Losses | None, source_bytes: int, seconds: float) -> Result:
+def _targets(prepared: Prepared, outs: Sequence[Path], *, resume: bool) -> list[Target]:
+    for out in outs:
+        check_target(out, prepared)
+    planned = zip(prepared.outputs, outs, identities(prepared), strict=True)
+    return [Target(output.plan, out, run, resume=resume) for output, out, run in planned]
+
+
+def _result(
+    output: Output, target: Target, losses: Losses | None, source_bytes: int, seconds: float, *, resumed: bool
+) -> Result:
     plan = output.plan
-    weights = sum(tensor.spec.weights for tensor in plan.tensors)
     if target.digest is None:
         raise AssertionError(f"{target.out} was not checked")
     return Result(
-        target.out, output.recipe.name, plan.file_size, source_bytes, weights, seconds, plan.by_type(), target.digest,
-        losses,
-    )  # fmt: skip
+        path=target.out,
+        type_name=output.recipe.name,
+        file_size=plan.file_size,
+        source_bytes=source_bytes,
+        weights=sum(tensor.spec.weights for tensor in plan.tensors),
+        seconds=seconds,
+        by_type=plan.by_type(),
+        digest=target.digest,
+        losses=losses,
+        resumed_bytes=target.resumed_bytes if resumed else None,
+    )
 
 
 def _check_recipes(chosen: list[Recipe], overrides: Overrides) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import threading
@@ -28,6 +30,7 @@ from quantize.proof_reference import Ids, Reference, has_sentencepiece, open_ref
 from quantize.proof_template import render_samples
 from quantize.proof_texts import texts
 
+_MOST_BYTES = 4 << 30  # a vocabulary of 128,000 tokens takes 0.24 GB
 _ALONE = 1000  # so many texts are compared one by one, the others as lines of longer ones, for
 _LINES = 10  # llama.cpp compiles its regular expressions anew for each: a millisecond or two for some splitters
 _AT_ONCE = 100
@@ -38,6 +41,8 @@ _PADDING = re.compile(r"\[PAD\d+\]")  # what stands where the file has no token
 
 def main(seconds: float) -> None:
     """Prove the header that the input names, within so many seconds from being told of its folder."""
+    with contextlib.suppress(ValueError, OSError):  # a lower limit is set already, or the system has none
+        resource.setrlimit(resource.RLIMIT_DATA, (_MOST_BYTES, _MOST_BYTES))
     folder = Path(_next_message()["folder"])
     signal.setitimer(signal.ITIMER_REAL, seconds)
     expected = _ExpectedIds(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +15,9 @@ import msgspec
 from app.errors import PestleError
 from app.models.card import Card, Quality, card_path
 from quantize.choice import Candidate
-from quantize.pipeline import Output, Result
+from quantize.pipeline import Result
+from quantize.prepared import Output
+from quantize.verdict import Verdict
 
 FORMATS = ("human", "json", "quiet")
 
@@ -21,6 +25,7 @@ _BAR_SECONDS = 0.1
 _LINE_SECONDS = 5.0
 _JSON_SECONDS = 0.5
 _BAR_CELLS = 24
+_MOST_LETTERS = 4000
 
 
 class Reporter(Protocol):
@@ -46,6 +51,9 @@ class Reporter(Protocol):
 
     def warning(self, message: str) -> None:
         """Hear what went wrong without harm to the files."""
+
+    def verified(self, verdict: Verdict) -> None:
+        """Hear what was found of a file that was there already."""
 
     def error(self, error: PestleError) -> None:
         """Hear why the run failed."""
@@ -74,6 +82,18 @@ def quality_line(quality: Quality) -> str:
         f"{quality.perplexity:.2f} ({quality.reference_perplexity:.2f} before), {quality.prompt_speed:.0f} t/s in, "
         f"{quality.decode_speed:.1f} out"
     )
+
+
+def _printable(text: str) -> str:
+    """Escape what moves a terminal's cursor or cannot be written: names in files may hold anything."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in _cut(text))
+
+
+def _cut(text: str) -> str:
+    """Leave out the middle of a message in which a file speaks for too long."""
+    if len(text) <= _MOST_LETTERS:
+        return text
+    return f"{text[: _MOST_LETTERS // 2]} [… {len(text) - _MOST_LETTERS} letters …] {text[-_MOST_LETTERS // 2 :]}"
 
 
 class _Pace:
@@ -127,7 +147,7 @@ class HumanReporter:
         """Print them, a line each."""
         if not self._quiet:
             for line in lines:
-                print(f"note: {line}", file=self._err)
+                print(f"note: {_printable(line)}", file=self._err)
 
     def plan(self, output: Output, out: Path) -> None:
         """Print the table of types and the exact size."""
@@ -142,9 +162,10 @@ class HumanReporter:
         self._end_bar()
         if not self._quiet:
             bits = 8 * result.file_size / result.weights
+            taken = "" if result.resumed_bytes is None else f", {size(result.resumed_bytes)} of it from the run before"
             print(
                 f"{result.path}: {result.type_name.upper()}, {size(result.file_size)} of {size(result.source_bytes)}, "
-                f"{bits:.2f} bits a weight, in {result.seconds:.1f} s",
+                f"{bits:.2f} bits a weight, in {result.seconds:.1f} s{taken}",
                 file=self._out,
             )
 
@@ -169,10 +190,25 @@ class HumanReporter:
         self._end_bar()
         print(f"warning: {message}", file=self._err)
 
+    def verified(self, verdict: Verdict) -> None:
+        """Print every difference, also when quiet, or what was compared."""
+        self._end_bar()
+        for difference in verdict.differences:
+            print(f"{verdict.path}: damaged, says the {difference.judge}: {difference.message}", file=self._err)
+        if self._quiet or verdict.differences:
+            return
+        if not verdict.content_judged:
+            said = "well-formed, but nothing says what its weights should be: it has no card, and no SOURCE was given"
+        elif "source" in verdict.judges:
+            said = "whole: byte for byte what the source gives" + (", and its card's" * ("card" in verdict.judges))
+        else:
+            said = "whole: every byte is that of its card"
+        print(f"{verdict.path}: {said}", file=self._out)
+
     def error(self, error: PestleError) -> None:
         """Print what was wrong, also when quiet."""
         self._end_bar()
-        print(f"error: {error.message}", file=self._err)
+        print(f"error: {_printable(error.message)}", file=self._err)
 
     def _end_bar(self) -> None:
         if self._drawn:
@@ -215,6 +251,20 @@ class JsonReporter:
             source_bytes=result.source_bytes,
             weights=result.weights,
             seconds=round(result.seconds, 3),
+            resumed_bytes=result.resumed_bytes,
+        )
+
+    def verified(self, verdict: Verdict) -> None:
+        """Write what was compared and every difference."""
+        self._write(
+            "verified",
+            path=str(verdict.path),
+            bytes=verdict.file_size,
+            sha256=verdict.sha256,
+            ok=not verdict.differences,
+            content_judged=verdict.content_judged,
+            judges=verdict.judges,
+            differences=[dataclasses.asdict(difference) for difference in verdict.differences],
         )
 
     def card(self, path: Path, card: Card, *, embedded: bool) -> None:
@@ -232,7 +282,9 @@ class JsonReporter:
 
     def error(self, error: PestleError) -> None:
         """Write what was wrong and the exit code."""
-        self._write("error", kind=type(error).__name__, message=error.message, exit_code=error.exit_code)
+        self._write("error", kind=type(error).__name__, message=_cut(error.message), exit_code=error.exit_code)
 
     def _write(self, event: str, **fields: Any) -> None:
-        print(msgspec.json.encode({"event": event, **fields}).decode(), file=self._out, flush=True)
+        # not msgspec's encoder: file names that are not UTF-8 come back from escapes, and never end in an error
+        content = msgspec.to_builtins({"event": event, **fields})
+        print(json.dumps(content, separators=(",", ":")), file=self._out, flush=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from app.errors import BadInputError, CheckpointError, StorageError
 from app.models import hub
+from quantize.bounded_json import decode_json
 
 _MAX_JSON_BYTES = 1 << 28
 
@@ -58,7 +56,7 @@ class Source:
         if text is None:
             return None
         try:
-            content = _decode(text)
+            content = decode_json(text)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.folder / name}: not valid JSON: {error}") from error
         if not isinstance(content, dict):
@@ -84,13 +82,6 @@ class Source:
             return path.read_bytes()
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _decode(text: bytes) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return json.loads(text)  # Python writes NaN and Infinity, which msgspec refuses as it should
 
 
 def open_source(path: Path) -> Source:

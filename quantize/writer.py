@@ -2,15 +2,14 @@
 
 The bytes go to a temporary file in the target's folder, whose room is reserved first; it takes the target's name only
 when it is complete, on the disk and verified. A lock tells the temporary file of a running process from a dead one's.
+A journal beside it says what has come to the disk, so that a later run can go on where this one was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Callable
@@ -18,75 +17,94 @@ from pathlib import Path
 from typing import Self
 
 from app.errors import StorageError
+from quantize.extents import Extents
+from quantize.journal import Head, Journal, Range, RunningRange
+from quantize.part import Part, continue_part, sweep
 
-_SUFFIX = ".pestle-part"
-_SYNC_BYTES = 1 << 26
+_LEAST_SYNC_BYTES, _MOST_SYNC_BYTES = 1 << 18, 1 << 26
+_SYNCS = 64  # so often, at least, a file is brought to the disk while it is made
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV}
 
 
 class AtomicFile:
-    """A context manager: `write_at` every byte once, `check`, then `publish`; else it leaves nothing behind."""
+    """A context manager: `write_at` every byte, `check`, then `publish`; else it leaves nothing behind.
 
-    def __init__(self, target: Path, size: int) -> None:
+    `run` says what the content follows from. With `resume`, a dead run's temporary file of the same `run` is taken
+    over: see `has`; and what an interruption (KeyboardInterrupt) or a `StorageError` stops stays for the next run.
+    """
+
+    def __init__(self, target: Path, size: int, run: str = "", *, resume: bool = False) -> None:
         self._target = target
         self._size = size
         self._folder = target.parent
-        self._part: Path | None = None
-        self._file = -1
-        self._written = 0
-        self._synced = 0
+        self._head, self._resume = Head(run, size), resume
+        self._part: Part | None = None
+        self._journal: Journal | None = None
+        self._there = Extents()
+        self._running = RunningRange()
+        self._unsynced: list[Range] = []
+        self._unsynced_bytes = 0
+        self._sync_bytes = min(max(size // _SYNCS, _LEAST_SYNC_BYTES), _MOST_SYNC_BYTES)
         self._sync: threading.Thread | None = None
+        self.resumed_bytes = 0
+        """How many bytes an earlier run had written."""
 
     def __enter__(self) -> Self:
         """Create the temporary file and reserve its room. Raises `StorageError` that names the folder and the need."""
         try:
+            if not self._resume or not self._continue():
+                self._create()
             sweep(self._target)
-            self._part = self._folder / f".{self._target.name}.{secrets.token_hex(8)}{_SUFFIX}"
-            self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._reserve()
         except BaseException as error:
-            self.__exit__()
+            self._leave(keep=self.resumed_bytes > 0)
             if isinstance(error, OSError):
                 raise self._storage_error(error) from error
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Remove the temporary file, unless it was committed."""
-        if self._sync is not None:
-            self._sync.join()
-        if self._part is not None:
-            with contextlib.suppress(OSError):
-                self._part.unlink()
-            self._part = None
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Remove the temporary file, unless it was published or is kept for the next run."""
+        can_go_on = kind is not None and issubclass(kind, (KeyboardInterrupt, StorageError))
+        self._leave(keep=self._resume and can_go_on and self._there.total > 0)
+
+    def has(self, start: int, end: int) -> bool:
+        """Tell whether these bytes are there already, from an earlier run or from this one."""
+        return self._there.covers(start, end)
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Put bytes where they belong; the order does not matter."""
+        if self._part is None:
+            raise AssertionError("the file is not open")
+        start, rest = offset, data
         try:
-            while data:
-                written = os.pwrite(self._file, data, offset)
-                self._written += written
+            while rest:
+                written = os.pwrite(self._part.file, rest, offset)
                 offset += written
-                data = data[written:]
+                rest = rest[written:]
         except OSError as error:
             raise self._storage_error(error) from error
-        if self._written - self._synced >= _SYNC_BYTES and (self._sync is None or not self._sync.is_alive()):
-            self._synced = self._written
-            self._sync = threading.Thread(target=self._sync_quietly, daemon=True)
+        if start != self._running.end:
+            self._end_range()
+            self._running = RunningRange(start, start)
+        self._running.extend(data)
+        self._there.add(start, offset)
+        self._unsynced_bytes += len(data)
+        if self._unsynced_bytes >= self._sync_bytes and (self._sync is None or not self._sync.is_alive()):
+            self._sync = threading.Thread(target=self._sync_quietly, args=(self._take_unsynced(),), daemon=True)
             self._sync.start()
 
     def check(self, verify: Callable[[Path], None]) -> None:
         """Bring the complete file to the disk and let `verify` look at it."""
-        if self._part is None or self._written != self._size:
-            raise AssertionError(f"{self._written} bytes were written, {self._size} were planned")
+        if self._part is None or self._there.total != self._size:
+            raise AssertionError(f"{self._there.total} bytes were written, {self._size} were planned")
         try:
-            os.fsync(self._file)
-            verify(self._part)
+            self._join()
+            ranges = self._take_unsynced()
+            os.fsync(self._part.file)
+            self._record(ranges)
+            verify(self._part.path)
         except OSError as error:
             raise self._storage_error(error) from error
 
@@ -95,27 +113,73 @@ class AtomicFile:
         if self._part is None:
             raise AssertionError("there is no file to publish")
         try:
-            self._part.replace(self._target)
-            self._part = None
+            self._part.path.replace(self._target)
+            self._leave(keep=False)
             sync_folder(self._folder)
         except OSError as error:
             raise self._storage_error(error) from error
 
-    def _sync_quietly(self) -> None:
+    def _create(self) -> None:
+        self._part = Part.named_for(self._target)  # kept before there is a file, which is then never forgotten
+        while not self._part.create():
+            self._part.close(remove=True)
+            self._part = Part.named_for(self._target)
+        self._journal = Journal.create(self._part.journal, self._head)
+
+    def _continue(self) -> bool:
+        found = continue_part(self._target, self._head)
+        if found is None:
+            return False
+        self._part, self._journal, self._there = found
+        self.resumed_bytes = self._there.total
+        return True
+
+    def _leave(self, *, keep: bool) -> None:
+        self._join()
+        if keep and self._part is not None:
+            self._sync_quietly(self._take_unsynced())
+        if self._journal is not None:
+            self._journal.close()
+        if self._part is not None:
+            self._part.close(remove=not keep)
+        self._part = self._journal = None
+
+    def _join(self) -> None:
+        if self._sync is not None:
+            self._sync.join()
+
+    def _end_range(self) -> None:
+        if self._running.start < self._running.end:
+            self._unsynced.append(self._running.ended())
+        self._running = RunningRange(self._running.end, self._running.end)
+
+    def _take_unsynced(self) -> list[Range]:
+        self._end_range()
+        ranges, self._unsynced, self._unsynced_bytes = self._unsynced, [], 0
+        return ranges
+
+    def _sync_quietly(self, ranges: list[Range]) -> None:
         # the disk works while the next slabs are computed; an error will come again, and be told, at the end
+        if self._part is None:
+            return
         with contextlib.suppress(OSError):
-            os.fdatasync(self._file) if hasattr(os, "fdatasync") else os.fsync(self._file)
+            os.fdatasync(self._part.file) if hasattr(os, "fdatasync") else os.fsync(self._part.file)
+            self._record(ranges)
+
+    def _record(self, ranges: list[Range]) -> None:
+        if self._journal is not None:
+            self._journal.append(ranges)
 
     def _reserve(self) -> None:
-        if hasattr(os, "posix_fallocate"):
+        if self._part is not None and hasattr(os, "posix_fallocate"):
             try:
-                os.posix_fallocate(self._file, 0, self._size)
+                os.posix_fallocate(self._part.file, 0, self._size)
             except OSError as error:
                 if error.errno not in _CANNOT_RESERVE:
                     raise
             else:
                 return
-        if shutil.disk_usage(self._folder).free < self._size:
+        if shutil.disk_usage(self._folder).free < self._size - self.resumed_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _storage_error(self, error: OSError) -> StorageError:
@@ -128,21 +192,6 @@ class AtomicFile:
         if not self._folder.is_dir():
             return StorageError(f"{self._folder}: no such folder; create it, or give another with --out")
         return StorageError(f"{self._folder}: cannot write {self._target.name}: {error.strerror or error}")
-
-
-def sweep(target: Path) -> None:
-    """Remove temporary files of this target whose process is gone."""
-    if not target.parent.is_dir():
-        return
-    for part in target.parent.iterdir():
-        if part.name.startswith(f".{target.name}.") and part.name.endswith(_SUFFIX):
-            with contextlib.suppress(OSError):
-                file = os.open(part, os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
-                    part.unlink()
-                finally:
-                    os.close(file)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from app.cli import compare, quantize, serve, show
+from app.cli import compare, quantize, serve, show, verify
 from app.errors import InterruptedByUserError, PestleError
 
 _EXAMPLES = """\
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pestle {version('pestle')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, quantize, compare, show):
+    for module in (serve, quantize, compare, show, verify):
         module.add_command(commands)
     return parser
 

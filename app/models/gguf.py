@@ -8,6 +8,7 @@ architecture, context length and chat template with it, and llama.cpp stays unlo
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import struct
 from pathlib import Path
@@ -133,6 +134,14 @@ def read_header(path: Path | str, *, largest_array: int | None = None) -> Header
         raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def read_header_bytes(content: bytes, path: Path, file_size: int) -> Header:
+    """Read a header from memory: the first bytes of a file of `file_size` bytes; `path` is for messages.
+
+    Raises `ModelFileError`, as `read_header` does.
+    """
+    return _read(Cursor(io.BytesIO(content), path, file_size), None)
+
+
 def _read(cursor: Cursor, largest_array: int | None) -> Header:
     if cursor.file_size < 24 or cursor.take(4, "the magic") != MAGIC:
         raise cursor.refuse("it does not begin with GGUF" if cursor.file_size >= 4 else "it is too short")
@@ -152,7 +161,7 @@ def _read(cursor: Cursor, largest_array: int | None) -> Header:
     types: dict[str, ValueType] = {}
     item_types: dict[str, ValueType] = {}
     for _ in range(key_count):
-        key = _text(cursor, cursor.string("a key", _MAX_KEY_BYTES), "a key")
+        key = _name(cursor, cursor.string("a key", _MAX_KEY_BYTES), "a key")
         if not key or key in metadata:
             raise cursor.refuse(f"the key {key!r} appears twice" if key else "a key is empty")
         types[key] = _value_type(cursor, key)
@@ -177,7 +186,9 @@ def _read(cursor: Cursor, largest_array: int | None) -> Header:
     )  # fmt: skip
 
 
-def _text(cursor: Cursor, raw: bytes, what: str) -> str:
+def _name(cursor: Cursor, raw: bytes, what: str) -> str:
+    if b"\0" in raw:
+        raise cursor.refuse(f"{what} has a zero byte, where C would cut it off: {raw[:40]!r}")
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -209,6 +220,8 @@ def _array(cursor: Cursor, key: str, item_type: ValueType, largest_array: int | 
         raise cursor.refuse(f"the array {key!r} claims {length} items; {cursor.left} bytes are left")
     what = f"the array {key!r}"
     wanted = largest_array is None or length <= largest_array
+    if wanted:
+        cursor.keep(length)
     if item_type is not ValueType.STRING:
         if not wanted:
             cursor.skip(length * item_bytes, what)
@@ -223,7 +236,7 @@ def _tensors(cursor: Cursor, count: int, alignment: int) -> list[TensorInfo]:
     names: set[str] = set()
     expected = 0  # ggml lays tensors out one after the other, and reads no other layout
     for _ in range(count):
-        name = _text(cursor, cursor.string("a tensor's name", _MAX_NAME_BYTES), "a tensor's name")
+        name = _name(cursor, cursor.string("a tensor's name", _MAX_NAME_BYTES), "a tensor's name")
         if not name or name in names:
             raise cursor.refuse(f"the tensor {name!r} appears twice" if name else "a tensor has no name")
         names.add(name)

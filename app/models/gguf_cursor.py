@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 from app.errors import ModelFileError
 
 _CHUNK_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 29  # the largest vocabularies take some 20 MB
+_MAX_ITEMS = 1 << 23  # of all arrays together; the largest vocabularies have 1.3 million
 
 
 class Cursor:
@@ -21,6 +23,7 @@ class Cursor:
         self._buffer = b""
         self._start = 0  # where in the file the buffer begins
         self._at = 0
+        self._items = 0
 
     @property
     def position(self) -> int:
@@ -40,6 +43,7 @@ class Cursor:
         """Make sure that `count` bytes are buffered and return the index where they start; moves past them."""
         if count > self.left:
             raise self.refuse(f"truncated: {what} needs {count} bytes at {self.position}, {self.left} are left")
+        self._check_end(count)
         if self._at + count > len(self._buffer):
             self._start += self._at
             self._buffer = self._buffer[self._at :] + self._file.read(max(count, _CHUNK_BYTES))
@@ -64,12 +68,23 @@ class Cursor:
         """Step over `count` bytes."""
         if count > self.left:
             raise self.refuse(f"truncated: {what} needs {count} bytes at {self.position}, {self.left} are left")
+        self._check_end(count)
         position = self.position + count
         if position <= self._start + len(self._buffer):
             self._at += count
         else:
             self._file.seek(position)
             self._buffer, self._start, self._at = b"", position, 0
+
+    def keep(self, items: int) -> None:
+        """Count items of an array that will be kept in memory."""
+        self._items += items
+        if self._items > _MAX_ITEMS:
+            raise self.refuse(f"its arrays claim {self._items} items in all; {_MAX_ITEMS} are possible")
+
+    def _check_end(self, count: int) -> None:
+        if self.position + count > _MAX_HEADER_BYTES:
+            raise self.refuse(f"its header is longer than {_MAX_HEADER_BYTES} bytes")
 
     def string(self, what: str, limit: int) -> bytes:
         """Read a length and that many bytes, `limit` at most."""

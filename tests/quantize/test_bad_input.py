@@ -26,7 +26,7 @@ from app.errors import (
     UsageError,
     VerificationError,
 )
-from quantize import pipeline
+from quantize import target
 from quantize.checkpoint import Checkpoint
 from quantize.pipeline import prepare, quantize, run
 from tests.quantize.checkpoints import Shape, make_checkpoint, write_raw_safetensors, write_safetensors
@@ -311,7 +311,7 @@ def test_a_full_disk_is_known_at_once(source: Path, out: Path) -> None:
 
 def test_what_was_not_planned_is_not_published(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(source, "q8_0")
-    real = pipeline.verify
+    real = target.verify
 
     def damage_first(path: Path, *arguments: Any) -> None:
         with path.open("r+b") as file:
@@ -319,7 +319,7 @@ def test_what_was_not_planned_is_not_published(source: Path, out: Path, monkeypa
             file.write(b"\x55" * 8)
         real(path, *arguments)
 
-    monkeypatch.setattr(pipeline, "verify", damage_first)
+    monkeypatch.setattr(target, "verify", damage_first)
     out.write_bytes(b"the old file")
     with pytest.raises(VerificationError, match="differ from those that were written") as caught:
         run(prepared, out)

@@ -24,7 +24,8 @@ from app.models.gguf import read_header
 from quantize.card import write_card
 from quantize.card_embedding import embed_card
 from quantize.card_making import SourceFile, describe_source, make_card, source_files
-from quantize.pipeline import Prepared, Result, prepare, quantize, run_all
+from quantize.pipeline import Result, prepare, quantize, run_all
+from quantize.prepared import Prepared
 from quantize.recipe import Overrides
 from tests.quantize.test_family_gpt_oss import packed
 
@@ -165,12 +166,12 @@ def test_a_run_that_fails_leaves_file_and_card(
     file = tmp_path / "q8_0.gguf"
     write_card(card, file)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    from quantize import pipeline  # noqa: PLC0415
+    from quantize import target  # noqa: PLC0415
 
     def refuse(*_: Any) -> None:
         raise VerificationError("no")
 
-    monkeypatch.setattr(pipeline, "verify", refuse)
+    monkeypatch.setattr(target, "verify", refuse)
     with pytest.raises(VerificationError):
         quantize(checkpoint_of("llama3"), "q8_0", file)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

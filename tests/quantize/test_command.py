@@ -15,7 +15,7 @@ import pytest
 
 from app.models.gguf import read_header
 from quantize.cli import main
-from quantize.writer import sweep
+from quantize.part import sweep
 from tests.quantize.checkpoints import Shape, config_of, make_checkpoint, shapes_of, write_raw_safetensors
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +119,13 @@ def test_an_existing_file_is_replaced(checkpoint_of: Callable[[str], Path], tmp_
     assert read_header(out).architecture == "llama"
 
 
+def left_by_a_run(folder: Path) -> set[str]:
+    """Return the suffixes of all files of a folder; each is there once."""
+    suffixes = [path.suffix for path in folder.iterdir()]
+    assert len(set(suffixes)) == len(suffixes)
+    return set(suffixes)
+
+
 def start_slow_run(source: Path, out: Path) -> subprocess.Popen[str]:
     """Start a run and wait until it writes."""
     command = [sys.executable, "-P", "-m", "quantize", str(source), "--type", "q4_k_m", "--threads", "1",
@@ -126,7 +133,7 @@ def start_slow_run(source: Path, out: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["event"] == "progress"
-    assert len(list(out.parent.iterdir())) == 1
+    assert left_by_a_run(out.parent) == {".pestle-part", ".pestle-journal"}
     assert not out.exists()
     return process
 
@@ -145,10 +152,10 @@ def test_what_a_killed_run_leaves_is_swept(slow_checkpoint: Path, tmp_path: Path
     target = tmp_path / "model.gguf"
     process = start_slow_run(slow_checkpoint, target)
     sweep(target)
-    assert len(list(tmp_path.iterdir())) == 1, "the temporary file of a living process was swept"
+    assert len(left_by_a_run(tmp_path)) == 2, "the temporary files of a living process were swept"
     process.kill()
     process.communicate(timeout=30)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(left_by_a_run(tmp_path)) == 2
     sweep(target)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,7 @@ import pytest
 
 from app.errors import StorageError, VerificationError
 from app.models.gguf import read_header
-from quantize import carded, pipeline
+from quantize import carded, target
 from quantize.checkpoint import Checkpoint
 from quantize.cli import main
 from quantize.pipeline import prepare, quantize, run_all
@@ -90,7 +90,7 @@ def test_impossible_lists(
 def test_one_bad_file_keeps_all_back(
     checkpoint_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = pipeline.verify, []
+    real, seen = target.verify, []
 
     def damage_second(path: Path, *arguments: Any) -> None:
         seen.append(path)
@@ -99,7 +99,7 @@ def test_one_bad_file_keeps_all_back(
                 file.write(b"GGUX")
         real(path, *arguments)
 
-    monkeypatch.setattr(pipeline, "verify", damage_second)
+    monkeypatch.setattr(target, "verify", damage_second)
     with pytest.raises(VerificationError):
         run_all(prepare(checkpoint_of("llama3"), ["q8_0", "q4_0"]), [tmp_path / "a.gguf", tmp_path / "b.gguf"])
     assert list(tmp_path.iterdir()) == []
