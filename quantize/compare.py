@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
+from quantize.text_file import read_text
 
 if TYPE_CHECKING:
     from quantize.quality import Quality
@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for path in files:
         if not path.is_file():
             raise UsageError(f"{path}: no such file", param="files")
-    text, text_name = _text(arguments.text)
+    text, text_name = read_text(arguments.text, TEXT_NAME)
     human = arguments.format == "human"
     found = measure(
         files[0], files[1:], text, threads=arguments.threads or available_cpus(), most_chunks=arguments.chunks,
@@ -72,17 +72,6 @@ def _run(arguments: argparse.Namespace) -> None:
         _write(
             arguments.plot, scatter([(q.path.name, q.bytes / 1e6, q.kld_mean) for q in found[1:]], "MB", "KLD, nats")
         )
-
-
-def _text(path: Path | None) -> tuple[str, str]:
-    if path is None:
-        return resources.files("quantize").joinpath("texts", TEXT_NAME).read_text("utf-8"), f"Pestle's {TEXT_NAME}"
-    try:
-        return path.read_text("utf-8"), str(path)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8: {error}", param="text") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _write(path: Path, content: str) -> None:
