@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     reporter = open_reporter(arguments.format)
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
             _run(arguments, reporter)
     except PestleError as error:
         reporter.error(error)
@@ -136,7 +136,8 @@ def _overrides(arguments: argparse.Namespace) -> Overrides:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end the block as Ctrl-C does: by KeyboardInterrupt, so that it can clean up."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(_number: int, _frame: Any) -> None:

@@ -88,7 +88,7 @@ class MultiplicationTap:
             if asked:
                 return self._is_wanted(tensor)
             self._take(self._read(tensor))
-        except BaseException as error:  # noqa: BLE001 - raised again when no C frame is above us
+        except BaseException as error:  # raised again when no C frame is above us
             self._failure = error
             return False
         return True
@@ -114,7 +114,7 @@ class MultiplicationTap:
 
 def _weight_name(weight: _Tensor) -> str:
     """Return the name without what the scheduler puts around it for a copy on a device: `CUDA0#NAME#0`."""
-    name = weight.name.decode("utf-8", "surrogateescape")
+    name: str = weight.name.decode("utf-8", "surrogateescape")
     return name.split("#")[1] if "#" in name else name
 
 
