@@ -114,11 +114,11 @@ def _notes(found: Calibration) -> list[str]:
     unseen = [entry.unseen for entry in found.sums.tensors.values() if entry.unseen]
     if not unseen:
         return []
-    most, stacks = max(unseen), len(unseen)
-    return [
-        f"up to {most} experts of a stack, in {stacks} stacks, were sent no token, and all their columns will count "
+    note = (
+        f"in {len(unseen)} stacks of experts, up to {max(unseen)} were sent no token, and all their columns will count "
         "alike: a longer or more varied text reaches more of them"
-    ]
+    )
+    return [note]
 
 
 def _done(style: str, found: Calibration, out: Path, text_name: str, seconds: float) -> None:
