@@ -15,10 +15,10 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle bench clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix bench clean
 
 help: ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment; ACCEL=cpu|cuda|metal (found when not given)
 	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
@@ -51,6 +51,9 @@ oracle: $(DEV) ## compare every byte with upstream's converter and quantizer (ow
 	@$(PYTHON) scripts/oracle.py
 	@$(PYTHON) scripts/oracle_variants.py
 	@$(PYTHON) scripts/oracle_snapshots.py
+
+oracle-imatrix: $(DEV) ## compare importance matrices with llama-imatrix's (its folder in LLAMA_TOOLS)
+	@$(PYTHON) scripts/oracle_imatrix.py --quality
 
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
 	@$(PYTHON) scripts/bench_quantize.py
