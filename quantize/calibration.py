@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import BadInputError
 from app.llama.activations import MultiplicationTap
 from app.llama.batch import Batch
 from app.llama.context import Context
@@ -45,13 +46,15 @@ def calibrate(
 ) -> Calibration:
     """Compute every chunk of the text, all positions of all layers, as llama-imatrix does, on the processors.
 
-    `output` takes in the matrix of the logits. Raises BadInputError for a text shorter than two chunks or numbers that
-    are not finite, and what loading and computing raise.
+    `output` takes in the matrix of the logits. Raises BadInputError for a model for embeddings, a text shorter than two
+    chunks or numbers that are not finite, and what loading and computing raise.
     """
     sums = ActivationSums(output=output)
     surprises: list[NDArray[np.float32]] = []
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(Model(path, device="cpu"))
+        if model.metadata.get(f"{model.architecture}.attention.causal") == "false":
+            raise BadInputError(f"{path}: a model for embeddings; it predicts no text to be measured over")
         chunks = cut(model, text, chunk)[:most_chunks]
         context = stack.enter_context(
             Context(
