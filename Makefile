@@ -15,7 +15,7 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle quality bounds faults-quantize bench clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ quality: $(DEV) ## compare the card's figures with llama-perplexity (its path in
 
 faults-quantize: $(DEV) ## kill quantizations at their system calls, fill their disk, damage their files (needs strace)
 	@$(PYTHON) scripts/faults_quantize.py
+
+oracle-imatrix: $(DEV) ## compare importance matrices with llama-imatrix's (its folder in LLAMA_TOOLS)
+	@$(PYTHON) scripts/oracle_imatrix.py --quality
 
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
 	@$(PYTHON) scripts/bench_quantize.py

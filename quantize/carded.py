@@ -16,7 +16,6 @@ from quantize.card_embedding import embed_card
 from quantize.card_making import SourceFile, describe_source, make_card, source_files
 from quantize.checkpoint import StoredTensor
 from quantize.encoding import available_cpus
-from quantize.judged_text import open_text
 from quantize.measuring import (
     SMALL_SOURCE_BYTES,
     NotMeasuredError,
@@ -30,6 +29,7 @@ from quantize.pipeline import Result, run_all
 from quantize.prepared import Prepared
 from quantize.reporting import Reporter
 from quantize.tensors import TensorSpec
+from quantize.text_file import open_text
 
 
 class Measurement:

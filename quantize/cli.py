@@ -245,7 +245,7 @@ def overrides_of(arguments: argparse.Namespace) -> Overrides:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turn the signals that ask a process to end into KeyboardInterrupt, once."""
+    """Make SIGTERM and SIGHUP end the block as Ctrl-C does: by KeyboardInterrupt, so that it can clean up."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def end(_number: int, _frame: Any) -> None:

@@ -54,9 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from quantize.encoding import available_cpus  # noqa: PLC0415 - keeps numpy out of `pestle --help`
-    from quantize.judged_text import open_text  # noqa: PLC0415
     from quantize.plot import Point, scatter  # noqa: PLC0415
     from quantize.quality import measure  # noqa: PLC0415
+    from quantize.text_file import open_text  # noqa: PLC0415
 
     for name in ("chunks", "threads"):
         value = getattr(arguments, name)

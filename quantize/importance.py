@@ -23,8 +23,8 @@ from quantize.header import Value
 from quantize.plan import PlannedTensor
 from quantize.recipe import NEEDS_IMPORTANCE
 
-_SUMS, _COUNTS = ".in_sum2", ".counts"
-_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+SUMS, COUNTS = ".in_sum2", ".counts"
+DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _KEY_BYTES = 127  # what llama.cpp's overrides of keys hold
 _MOST_ENTRIES = 1 << 17
 _MOST_EXPERTS = 1 << 16
@@ -140,29 +140,29 @@ def _experts(tensor: PlannedTensor) -> int:
 
 def _from_gguf(path: Path, file: int) -> tuple[dict[str, Entry], bytes | None, int]:
     header = read_header(path)
-    lacking = [key for key in (_DATASETS, _CHUNK_COUNT, _CHUNK_SIZE) if key not in header.metadata]
+    lacking = [key for key in (DATASETS, CHUNK_COUNT, CHUNK_SIZE) if key not in header.metadata]
     if lacking:
         raise _refused(path, f"it lacks the key {lacking[0]}; llama-imatrix makes one")
-    datasets, chunks = header.metadata[_DATASETS], header.metadata[_CHUNK_COUNT]
-    if header.types[_CHUNK_COUNT] is not ValueType.UINT32 or header.types[_DATASETS] is not ValueType.ARRAY:
+    datasets, chunks = header.metadata[DATASETS], header.metadata[CHUNK_COUNT]
+    if header.types[CHUNK_COUNT] is not ValueType.UINT32 or header.types[DATASETS] is not ValueType.ARRAY:
         raise _refused(path, "its keys have other types than expected")
     dataset = datasets[0].encode(errors="surrogateescape") if datasets and isinstance(datasets[0], str) else None
     return _gguf_entries(path, file, header), dataset, chunks if chunks < 1 << 31 else 0
 
 
 def _gguf_entries(path: Path, file: int, header: Header) -> dict[str, Entry]:
-    found: Mapping[str, dict[str, TensorInfo]] = {_SUMS: {}, _COUNTS: {}}
+    found: Mapping[str, dict[str, TensorInfo]] = {SUMS: {}, COUNTS: {}}
     for tensor in header.tensors:
         for suffix, tensors in found.items():
             if tensor.name.endswith(suffix):
                 tensors[tensor.name.removesuffix(suffix)] = tensor
-    if alone := found[_SUMS].keys() ^ found[_COUNTS].keys():
+    if alone := found[SUMS].keys() ^ found[COUNTS].keys():
         raise _refused(path, f"sums without counts, or counts without sums, for {min(alone)!r}")
-    if not found[_SUMS]:
+    if not found[SUMS]:
         raise _refused(path, "it has no entries")
     entries = {}
-    for name, sums in found[_SUMS].items():
-        counts = found[_COUNTS][name]
+    for name, sums in found[SUMS].items():
+        counts = found[COUNTS][name]
         values, experts = sums.nbytes // 4, counts.nbytes // 4
         if (sums.type_name, counts.type_name) != ("f32", "f32") or experts > _MOST_EXPERTS or values % experts:
             raise _refused(path, f"sums {sums.shape} and counts {counts.shape} of {name!r} do not belong together")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import PestleError
-from quantize.judged_text import open_text
 from quantize.quality import measure
+from quantize.text_file import open_text
 
 
 def main(task: dict[str, Any]) -> int:

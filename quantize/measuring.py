@@ -30,9 +30,9 @@ from app.config import ServeSettings, cache_folder
 from app.errors import PestleError, StorageError
 from app.models.card import Quality
 from quantize.checkpoint import DecodedTensor, StoredTensor
-from quantize.judged_text import JudgedText
 from quantize.quality import CHUNK_TOKENS
 from quantize.tensors import TensorSpec
+from quantize.text_file import NamedText
 
 SMALL_SOURCE_BYTES = 1_000_000_000
 """Sources with no more bytes of weights are measured without being asked: some 30 s on two cores."""
@@ -137,7 +137,7 @@ def _remove_if_unused(path: Path) -> None:
 
 def judge(
     subjects: Subjects,
-    text: JudgedText,
+    text: NamedText,
     text_path: Path | None,
     *,
     threads: int,
@@ -198,7 +198,7 @@ def _what_ended_it(code: int, complaints: Any) -> str:
 
 
 def _quality(
-    one: Mapping[str, Any], reference: Mapping[str, Any], description: str, text: JudgedText, threads: int
+    one: Mapping[str, Any], reference: Mapping[str, Any], description: str, text: NamedText, threads: int
 ) -> Quality:
     predictions = CHUNK_TOKENS - CHUNK_TOKENS // 2 - 1
     return Quality(

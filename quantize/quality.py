@@ -164,7 +164,7 @@ def measure(
         for path in (reference, *others):
             subjects.append(_Subject(path, chunk, threads))
             _check_vocabulary(subjects[0], subjects[-1])
-        chunks = _chunks(subjects[0].model, text, chunk)[:most_chunks]
+        chunks = cut(subjects[0].model, text, chunk)[:most_chunks]
         for number, tokens in enumerate(chunks):
             following = tokens[chunk // 2 + 1 :]
             judged = subjects[0].predict(tokens)
@@ -187,7 +187,11 @@ def _check_vocabulary(reference: _Subject, other: _Subject) -> None:
         raise BadInputError(f"{other.path}: its vocabulary ({sizes[1]} tokens) is not that of {reference.path}")
 
 
-def _chunks(model: Model, text: str, chunk: int) -> list[NDArray[np.int32]]:
+def cut(model: Model, text: str, chunk: int = CHUNK_TOKENS) -> list[NDArray[np.int32]]:
+    """Return a text's chunks of so many tokens; what is left at the end is dropped.
+
+    Raises BadInputError for a text shorter than two chunks.
+    """
     tokens = model.vocabulary.tokenize(text, add_special=True)
     starts = range(0, len(tokens) - chunk + 1, chunk)
     if len(starts) < 2:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from app.cli import compare, quantize, serve, show, verify
+from app.cli import compare, imatrix, quantize, serve, show, verify
 from app.errors import InterruptedByUserError, PestleError
 
 _EXAMPLES = """\
@@ -15,6 +15,7 @@ examples:
   pestle serve model.gguf                          chat at http://127.0.0.1:8080/
   pestle serve ./SmolLM2-135M-Instruct             quantizes the folder once, then serves it
   pestle quantize ./SmolLM2-135M-Instruct --type q4_k_m --out small.gguf
+  pestle imatrix ./SmolLM2-135M-Instruct           what matters to its weights, for quantize --imatrix
 
 exit codes: 0 done, 2 usage, 3 bad input, 4 disk or permission, 5 verification failed, 130 interrupted
 """
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pestle {version('pestle')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, quantize, compare, show, verify):
+    for module in (serve, quantize, imatrix, compare, show, verify):
         module.add_command(commands)
     return parser
 

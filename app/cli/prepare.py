@@ -6,11 +6,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.cli.module import run_module
 from app.errors import BadInputError, PestleError, StorageError, UsageError
 from app.models import hub
 from quantize import recipe
@@ -58,7 +58,12 @@ def _quantized(folder: Path, source: str, name: str, label: str, cache: Path) ->
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
             if not target.is_file():
-                _run_quantizer(source, label.lower(), target)
+                print(
+                    f"Quantizing {source} to {label.lower()} (once; kept in {target.parent})",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                run_quantizer(source, label.lower(), target)
     except OSError as error:
         raise StorageError(
             f"cannot keep the quantized model in {error.filename or cache}: {error.strerror}; "
@@ -84,16 +89,10 @@ def _fingerprint(folder: Path, name: str) -> str:
     return f"{name}-{digest.hexdigest()[:12]}"
 
 
-def _run_quantizer(source: str, quantization: str, target: Path) -> None:
-    print(f"Quantizing {source} to {quantization} (once; kept in {target.parent})", file=sys.stderr, flush=True)
-    command = [sys.executable, "-P", "-m", "quantize", source, "--type", quantization, "--out", str(target),
-               "--no-measure"]  # fmt: skip
-    with subprocess.Popen(command) as process:  # noqa: S603 - our own module, arguments not through a shell
-        try:
-            exit_code = process.wait()
-        except BaseException:
-            process.terminate()  # it removes its temporary file, for which subprocess.run's kill leaves no time
-            raise
+def run_quantizer(source: str, quantization: str, target: Path, *flags: str, silent: bool = False) -> None:
+    """Quantize in a process of its own, which shows its errors. Raises QuantizeFailedError with its exit code."""
+    arguments = [source, "--type", quantization, "--out", str(target), "--no-measure", *flags]
+    exit_code = run_module("quantize", *arguments, silent=silent)
     if exit_code:
         raise QuantizeFailedError(exit_code if exit_code > 0 else 1)
 

@@ -18,6 +18,7 @@ from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from app.llama.activations import MultiplicationTap
     from app.llama.model import Model
 
 _MAX_UBATCH = 512  # tokens in one graph; more needs more compute buffer and is not faster
@@ -48,11 +49,13 @@ class Context(Handle):
         cache_type: str = "f16",
         flash_attention: Literal["auto", "on", "off"] = "auto",
         micro_batch_size: int = 0,
+        tap: MultiplicationTap | None = None,
     ) -> None:
         """Allocate KV cache and compute buffers. Raises ModelLoadError when llama.cpp can't.
 
         A batch may ask for `logits_rows` rows of logits, by default one a slot. `shared_tokens`: one store of so many
-        tokens for all slots, in place of one for each. `micro_batch_size`: tokens that are computed at once.
+        tokens for all slots, in place of one for each. `micro_batch_size`: tokens that are computed at once. `tap` sees
+        the multiplications.
         """
         self._llama = load()
         parameters = self._llama.llama_context_default_params()
@@ -69,6 +72,9 @@ class Context(Handle):
         parameters.swa_full = False
         parameters.offload_kqv = parameters.op_offload = bool(model.gpus)
         parameters.no_perf = True
+        self._tap = tap  # llama.cpp calls it for as long as the context lives
+        if tap is not None:
+            parameters.cb_eval = tap.callback
         log_tail.clear()
         pointer = self._llama.llama_init_from_model(model.pointer, parameters)
         if not pointer:
@@ -92,7 +98,8 @@ class Context(Handle):
         """Compute the batch; return its logits, shape (batch.rows, vocabulary), float32.
 
         The array is llama.cpp's own buffer: it may be written to, and is valid until the next decode. Raises
-        NoKvSlotError (nothing has changed) or DecodeError (ask `memory.length` what is left of the sequences).
+        NoKvSlotError (nothing has changed), DecodeError (ask `memory.length` what is left of the sequences), or what
+        the tap raised.
         """
         if len(batch) > self.batch_size or batch.rows > self._logits_rows:
             raise DecodeError(
@@ -100,6 +107,8 @@ class Context(Handle):
                 f"({self.batch_size}, {self._logits_rows})"
             )
         code = self.last_code = self._llama.llama_decode(self.pointer, batch.structure)
+        if self._tap is not None:
+            self._tap.raise_failure()
         if code == 0:
             return self._view_logits(batch.rows)
         if code == _NO_KV_SLOT:

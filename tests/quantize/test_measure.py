@@ -22,10 +22,10 @@ from quantize.auto import CandidateFolder
 from quantize.carded import Measurement
 from quantize.choice import GOOD_KLD, Candidate, Limits, choose, parse_size
 from quantize.cli import main
-from quantize.judged_text import open_text
 from quantize.measuring import SMALL_SOURCE_BYTES, NotMeasuredError, Subjects, judge, reference_type
 from quantize.pipeline import prepare, quantize
 from quantize.quality import measure
+from quantize.text_file import open_text
 
 ROOT = Path(__file__).parents[2]
 Checkpoints = Callable[[str], Path]

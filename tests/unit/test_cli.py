@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import main
+from app.cli.module import run_native
 from app.cli.prepare import prepare_model
 from app.errors import BadInputError, StorageError, UsageError
 from app.pool.pool import Pool
@@ -117,3 +118,12 @@ def test_a_folder_is_quantized_once_and_again_when_it_changes(default_checkpoint
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").write_text("{}")
     assert prepare_model(str(folder), "q8_0", tmp_path / "cache") != first
+
+
+def test_a_native_death_is_a_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "aborts.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_native("aborts") == 3
+    assert "llama.cpp ended with signal 6" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""The text over which a model is judged: the user's, or the one that we bring."""
+"""A text over which a model is run: the user's, or one that we bring."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from app.errors import StorageError, UsageError
 
-OWN_TEXT = "everyday.txt"
+JUDGED_TEXT = "everyday.txt"  # over which models are judged
+CALIBRATION_TEXT = "calibration.txt"  # over which importance is measured
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class JudgedText:
+class NamedText:
     """A text and its name, as people are told it."""
 
     name: str
@@ -25,13 +26,13 @@ class JudgedText:
         return hashlib.sha256(self.content.encode()).hexdigest()
 
 
-def open_text(path: Path | None) -> JudgedText:
+def open_text(path: Path | None, own: str = JUDGED_TEXT) -> NamedText:
     """Read a file's text, or ours. Raises `UsageError` if it is not UTF-8, `StorageError` if it cannot be read."""
     if path is None:
-        content = resources.files("quantize").joinpath("texts", OWN_TEXT).read_bytes().decode()
-        return JudgedText(f"Pestle's {OWN_TEXT}", content)
+        content = resources.files("quantize").joinpath("texts", own).read_bytes().decode()
+        return NamedText(f"Pestle's {own}", content)
     try:
-        return JudgedText(path.name, path.read_bytes().decode())
+        return NamedText(path.name, path.read_bytes().decode())
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8: {error}", param="text") from error
     except OSError as error:
