@@ -86,7 +86,11 @@ def compare_all(upstream: Upstream, names: list[str], types: list[str], work: Pa
         except (subprocess.CalledProcessError, UpstreamError) as error:
             said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
             results.together |= {(name, kind): Comparison(failed=f"no checkpoint: {error} {said}") for kind in types}
-        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        made = [result for (of, _), result in results.together.items() if of == name]
+        equal = sum(result.identical for result in made)
+        print(
+            f"{name}: {equal} of {len(made)} identical, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
+        )
 
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(one, number, name) for number, name in enumerate(names)]
