@@ -77,38 +77,35 @@ def main() -> int:
 
 def compare_all(upstream: Upstream, names: list[str], types: list[str], work: Path, jobs: int) -> Results:
     """Compare every type of every checkpoint, `jobs` checkpoints at a time."""
-    results = Results()
 
-    def one(number: int, name: str) -> None:
+    def one(number: int, name: str) -> Results:
         started = time.monotonic()
         try:
-            compare_checkpoint(upstream, name, types, types[number % len(types)], work, results)
+            found = compare_checkpoint(upstream, name, types, types[number % len(types)], work)
         except (subprocess.CalledProcessError, UpstreamError) as error:
             said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-            results.together |= {(name, kind): Comparison(failed=f"no checkpoint: {error} {said}") for kind in types}
-        made = [result for (of, _), result in results.together.items() if of == name]
-        equal = sum(result.identical for result in made)
-        print(
-            f"{name}: {equal} of {len(made)} identical, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
-        )
+            failed = Comparison(failed=f"no checkpoint: {error} {said}")
+            found = Results({(name, kind): failed for kind in types})
+        equal = sum(result.identical for result in found.together.values())
+        seconds = time.monotonic() - started
+        print(f"{name}: {equal} of {len(types)} identical, {seconds:.0f} s", file=sys.stderr, flush=True)
+        return found
 
+    results = Results()
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(one, number, name) for number, name in enumerate(names)]
         try:
             for future in waiting:
-                future.result()
+                found = future.result()
+                results.together |= found.together
+                results.alone |= found.alone
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    order = [(name, kind) for name in names for kind in types]
-    results.together = {key: results.together[key] for key in order}
-    results.alone = {key: results.alone[key] for key in order if key in results.alone}
     return results
 
 
-def compare_checkpoint(
-    upstream: Upstream, name: str, types: list[str], type_alone: str, work: Path, results: Results
-) -> None:
+def compare_checkpoint(upstream: Upstream, name: str, types: list[str], type_alone: str, work: Path) -> Results:
     """Make a checkpoint and all files of it, on both sides, and compare them."""
     case = CASES[name]
     checkpoint = make_checkpoint(name, case, upstream, work)
@@ -118,10 +115,11 @@ def compare_checkpoint(
             folder.mkdir()
         theirs = make_upstream(upstream, case, checkpoint, types, folders["upstream"])
         ours = make_pestle(case, checkpoint, types, folders["pestle"], threads=1)
-        for kind in types:
-            results.together[name, kind] = compare_files(ours[kind], theirs[kind])
         alone = make_pestle(case, checkpoint, [type_alone], folders["alone"])
-        results.alone[name, type_alone] = compare_files(alone[type_alone], theirs[type_alone])
+        return Results(
+            {(name, kind): compare_files(ours[kind], theirs[kind]) for kind in types},
+            {(name, type_alone): compare_files(alone[type_alone], theirs[type_alone])},
+        )
 
 
 def compare_files(ours: Path | str, theirs: Path | str) -> Comparison:

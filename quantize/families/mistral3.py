@@ -1,4 +1,4 @@
-"""Mistral 3: the text model of Mistral Small 3.1 and later ones that see, and Ministral 3; to llama.cpp a Llama nearly."""
+"""Mistral 3: the text model of Mistral Small 3.1 and of others that see, and Ministral 3."""
 
 from __future__ import annotations
 
