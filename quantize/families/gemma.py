@@ -103,13 +103,13 @@ class GemmaModel:
 
     def _outer(self, prefix: str) -> Iterator[Want]:
         yield Want("token_embd.weight", f"{prefix}embed_tokens.weight", (self.vocabulary, self.hidden))
-        yield Want("output_norm.weight", f"{prefix}norm.weight", (self.hidden,), change=plus_one)
+        yield Want("output_norm.weight", f"{prefix}norm.weight", (self.hidden,), changes=(plus_one,))
 
     def _layer(self, prefix: str, block: int) -> Iterator[Want]:
         source, target = f"{prefix}layers.{block}", f"blk.{block}"
         hidden, queries, keys = self.hidden, self.heads * self.head_size, self.key_heads * self.head_size
         for name, inner in _NORMS.items():
-            yield Want(f"{target}.{inner}.weight", f"{source}.{name}.weight", (hidden,), change=plus_one)
+            yield Want(f"{target}.{inner}.weight", f"{source}.{name}.weight", (hidden,), changes=(plus_one,))
         for name, inner, shape in (
             ("self_attn.q_proj", "attn_q", (queries, hidden)),
             ("self_attn.k_proj", "attn_k", (keys, hidden)),

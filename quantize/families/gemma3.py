@@ -92,7 +92,7 @@ class Gemma3Model(GemmaModel):
         yield from super()._layer(prefix, block)
         for name in ("q_norm", "k_norm"):
             source = f"{prefix}layers.{block}.self_attn.{name}.weight"
-            yield Want(f"blk.{block}.attn_{name}.weight", source, (self.head_size,), change=plus_one)
+            yield Want(f"blk.{block}.attn_{name}.weight", source, (self.head_size,), changes=(plus_one,))
 
 
 class EmbeddingGemmaModel(Gemma3Model):

@@ -13,7 +13,7 @@ from quantize.vocab_sentencepiece import is_sentencepiece, sentencepiece_pieces
 from quantize.vocab_tokens import CONTROL, USER_DEFINED, damage_named
 
 
-def set_phi3_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
+def set_vocab_phi3ulary(keys: KeyTable, source: Source, size: int) -> None:
     """Set the tokenizer's keys for `size` rows of embeddings.
 
     Raises `TokenizerError` that says which file is missing, damaged or beyond what can be carried over exactly.
