@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,22 +27,6 @@ if TYPE_CHECKING:
 FAMILIES = tuple(sorted(path.stem for path in (Path(__file__).parent / "checkpoint_families").glob("[a-z]*.py")))
 CONTEXT_LENGTH = 4096
 DTYPES = {name: stored for stored, name in TORCH_DTYPES.items()}
-
-# Makes the model of a config.json, fills it with random numbers and saves it in place.
-_SAVE = """
-import sys, torch, transformers
-folder = sys.argv[1]
-config = transformers.AutoConfig.from_pretrained(folder)
-torch.manual_seed(0)
-model = getattr(transformers, config.architectures[0])._from_config(config)
-with torch.no_grad():
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
-        else:
-            parameter.normal_(0.0, 0.02 if "embed" in name else parameter.shape[-1] ** -0.5)
-model.to(getattr(torch, sys.argv[2])).save_pretrained(folder, safe_serialization=True)
-"""
 
 
 def write_family(out: Path, name: str, upstream: Upstream) -> None:
@@ -70,10 +53,7 @@ def write_family(out: Path, name: str, upstream: Upstream) -> None:
             for _ in write_shards(folder, sorted(tensors, key=lambda tensor: tensor.name), DTYPES[dtype], 1):
                 pass
         else:
-            command = [str(upstream.python), "-c", _SAVE, str(folder), dtype]
-            made = subprocess.run(command, capture_output=True, text=True, check=False, env=upstream.environment())
-            if made.returncode:
-                raise UpstreamError(f"transformers cannot make a {name}:\n" + made.stderr[-2000:])
+            upstream.save_model(folder, dtype)
         getattr(family, "write_tokenizer", write_tokenizer)(folder, vocabulary, context_length=CONTEXT_LENGTH)
         for path, content in getattr(family, "FILES", {}).items():
             (folder / path).parent.mkdir(exist_ok=True)

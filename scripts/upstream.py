@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.config import ServeSettings, cache_folder
 
@@ -43,25 +43,6 @@ FILE_TYPES = {  # llama_ftype
 MATRIX_TYPES = ("bf16", "f16", "q8_0", "q4_0", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "mxfp4_moe")
 CONVERTED_TYPES = ("f32", "f16", "bf16")  # which the converter writes by itself
 
-# Convert several, and print the failures as JSON. The converter is told the pre-tokenizer's name where its hash of one
-# string cannot know it (a truncated vocabulary).
-_CONVERT = """
-import json, sys
-vendor, name, jobs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-sys.path[:0] = [vendor, vendor + "/gguf-py"]
-import convert_hf_to_gguf
-if name:
-    from conversion.base import TextModel
-    TextModel.get_vocab_base_pre = lambda self, tokenizer: name
-failures = {}
-for source, kind, target in jobs:
-    sys.argv = ["convert_hf_to_gguf.py", source, "--outtype", kind, "--outfile", target]
-    try:
-        convert_hf_to_gguf.main()
-    except BaseException as error:
-        failures[target] = f"{type(error).__name__}: {error}"
-print(json.dumps(failures))
-"""
 _QUANTIZE = """
 import json, sys
 from pathlib import Path
@@ -87,6 +68,7 @@ class Upstream:
 
     python: Path
     llama_cpp: Path
+    _free: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def convert_command(self, checkpoint: Path, out: Path) -> list[str]:
         """Return the command of the first step: safetensors → GGUF in BF16."""
@@ -103,24 +85,51 @@ class Upstream:
 
     def convert(self, jobs: Sequence[tuple[Path, str, Path]], pre_tokenizer: str | None = None) -> dict[Path, str]:
         """Do the first step for each (checkpoint, type, out), in one process. Returns the failures."""
-        told = json.dumps([[str(checkpoint), kind, str(out)] for checkpoint, kind, out in jobs])
-        command = [str(self.python), "-c", _CONVERT, str(self.llama_cpp), pre_tokenizer or "", told]
-        return self._failures(command, [out for _, _, out in jobs])
+        told = [[str(checkpoint), kind, str(out)] for checkpoint, kind, out in jobs]
+        failures = self._ask({"do": "convert", "jobs": told, "pre_tokenizer": pre_tokenizer})
+        return {Path(out): reason for out, reason in failures.items()}
+
+    def save_model(self, folder: Path, dtype: str) -> None:
+        """Let transformers write the random weights of a config.json, in torch's dtype of this name."""
+        self._ask({"do": "save", "folder": str(folder), "dtype": dtype})
 
     def quantize(
         self, source: Path, outs: Mapping[str, Path], threads: int, *, requantize: bool = False
     ) -> dict[Path, str]:
         """Do the second step for each type → out, in one process. Returns the failures."""
         command = self.quantize_command(source, outs, threads, requantize=requantize)
-        return self._failures(command, list(outs.values()))
-
-    def _failures(self, command: list[str], outs: list[Path]) -> dict[Path, str]:
         result = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
         if result.returncode:
             reason = f"ended with {result.returncode}: {' '.join(result.stderr.strip().splitlines()[-1:])}"
-            return dict.fromkeys(outs, reason)
+            return dict.fromkeys(outs.values(), reason)
         told: dict[str, str] = json.loads(result.stdout.strip().splitlines()[-1])
         return {Path(out): reason for out, reason in told.items()}
+
+    def _ask(self, task: dict[str, Any]) -> dict[str, str]:
+        """Give a task to a worker that is free, or to a new one. Raises `UpstreamError` if it fails as a whole."""
+        try:
+            worker = self._free.pop()
+        except IndexError:
+            worker = self._started()
+        assert worker.stdin is not None and worker.stdout is not None  # noqa: PT018 - both were asked for
+        worker.stdin.write(f"{json.dumps(task)}\n")
+        worker.stdin.flush()
+        line = worker.stdout.readline()
+        if not line:
+            raise UpstreamError(f"{self.python} ended with {worker.wait()}; does it have torch and transformers?")
+        self._free.append(worker)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UpstreamError(answer["error"])
+        failures: dict[str, str] = answer["failures"]
+        return failures
+
+    def _started(self) -> subprocess.Popen[str]:
+        command = [str(self.python), str(Path(__file__).with_name("upstream_worker.py")), str(self.llama_cpp)]
+        return subprocess.Popen(  # it ends with its standard input
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=self.environment(),
+        )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
         """Return the variables that its commands run with: never online."""
