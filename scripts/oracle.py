@@ -2,8 +2,9 @@
 
     python scripts/oracle.py [--checkpoint NAME ...] [--type T ...] [--jobs N] [--write docs/oracle.md] [--work DIR]
 
-Upstream: convert_hf_to_gguf.py in its own environment (made on first use, see upstream.py; a process a checkpoint, which
-is a fork of one that has torch imported) to bf16, which is what the column bf16 compares, and of that file llama_model_quantize of the installed library; for f16 the converter alone.
+Upstream: convert_hf_to_gguf.py in its own environment (made on first use, see upstream.py; upstream_worker.py imports
+torch once and forks) to bf16, which is what the column bf16 compares; of that file llama_model_quantize of the
+installed library; for f16 the converter alone.
 Pestle: `python -P -m quantize`, all types in one read of the source; and, for one type of each checkpoint in turn, a
 run of that type alone with all threads, which must give the same file. Prints a matrix and every difference.
 Exit codes: 0 equal but for the differences explained here, 1 not equal, 3 upstream cannot be set up, 130 interrupted.
