@@ -66,10 +66,10 @@ which are those nearest to the exact products of code and scale (`tests/quantize
 
 `scripts/oracle_variants.py` compares many more checkpoints that differ in one thing each: model cards, folder names,
 rope scaling, special tokens, chat templates. On purpose, Pestle refuses an untied checkpoint without `lm_head.weight`
-(upstream ties it silently); it takes a model card whose tags mix words and numbers and a tokenizer_config.json with
-tokens as plain objects, where upstream ends in an exception; and it lists further chat templates in the order of the
-file, where upstream's order is random. `scripts/oracle_snapshots.py` compares the types that are planned with
-llama.cpp's own snapshots of 12 models.
+(upstream ties it silently) and a tokenizer whose added tokens llama.cpp would read in another way; it takes a model
+card whose tags mix words and numbers and a tokenizer_config.json with tokens as plain objects, where upstream ends
+in an exception; and it lists further chat templates in the order of the file, where upstream's order is random.
+`scripts/oracle_snapshots.py` compares the types that are planned with llama.cpp's own snapshots of 12 models.
 
 ## Versions
 
