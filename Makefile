@@ -9,6 +9,7 @@ MODEL   ?=
 TYPE    ?=
 OUT     ?=
 PORT    ?=
+JOBS    ?= 2
 VENV    := .venv
 PYTHON  := $(VENV)/bin/python
 PESTLE  := $(VENV)/bin/pestle
@@ -47,8 +48,8 @@ check: $(DEV) ## formatting, lint, types and the floors of the house
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
 
-oracle: $(DEV) ## compare every byte with upstream's converter and quantizer (own environment with torch)
-	@$(PYTHON) scripts/oracle.py
+oracle: $(DEV) ## compare every byte with upstream's converter and quantizer, JOBS=2 checkpoints at a time (needs torch)
+	@$(PYTHON) scripts/oracle.py --jobs $(JOBS) --write docs/oracle.md
 	@$(PYTHON) scripts/oracle_variants.py
 	@$(PYTHON) scripts/oracle_snapshots.py
 

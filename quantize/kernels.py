@@ -93,8 +93,8 @@ def _load(slab: Slab, part: Part, checkpoint: Checkpoint, space: Workspace) -> _
     stored = checkpoint.tensors[part.source]
     raw, dtype = read_weights(slab, part, stored, checkpoint, space), stored.dtype
     _check_finite(raw, dtype, space, f"{stored.shard}: the tensor {stored.name!r} holds NaN or infinite weights")
-    if part.change is not None:
-        raw, dtype = _changed(part.change, raw, dtype, space, slab), _F32
+    if part.changes:
+        raw, dtype = _changed(part.changes, raw, dtype, space, slab), _F32
     return _Weights(raw, dtype, space, "values")
 
 
@@ -168,12 +168,13 @@ def _again(
     return _as_type(_Weights(values.view(np.uint32), _F32, space, "values"), slab, space, place, importance)
 
 
-def _changed(change: Change, raw: NDArray[Any], dtype: str, space: Workspace, slab: Slab) -> NDArray[Any]:
+def _changed(changes: tuple[Change, ...], raw: NDArray[Any], dtype: str, space: Workspace, slab: Slab) -> NDArray[Any]:
     values = _widen(raw, dtype, space)
-    change(values)
-    _check_finite(values.view(np.uint32), _F32, space, _too_large(slab))
-    if dtype == _F16:  # upstream changes weights in f16, but bf16 ones in f32
-        values = _widen(_narrow(values, _F16, space, slab, "rounded"), _F16, space)
+    for change in changes:
+        change(values)
+        _check_finite(values.view(np.uint32), _F32, space, _too_large(slab))
+        if dtype == _F16:  # upstream changes weights in f16, but bf16 ones in f32
+            values = _widen(_narrow(values, _F16, space, slab, "rounded"), _F16, space)
     return values.view(np.uint32)
 
 

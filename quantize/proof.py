@@ -19,6 +19,7 @@ from quantize.header import KeyTable, encode_header
 from quantize.proof_process import SECONDS, ProofProcess, how_it_ended
 from quantize.source import Source
 
+_SLOWDOWN = 10  # a machine that is busier than this makes a proof fail
 _GRACE_SECONDS = 5.0
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _SPECIAL_NAMES = ("phi-3", "phi3", "modern-bert")  # for which llama.cpp has rules of their own
@@ -58,6 +59,7 @@ class Proof:
         """Begin, in a process that was started ahead or in a new one; it ends by itself."""
         self._folder = source.folder
         self._seconds = seconds
+        self._patience = seconds * _SLOWDOWN + _GRACE_SECONDS
         self._digest = _digest(keys, source, list(ends))
         known = _known.get(self._digest)
         self._found = known or _Found()
@@ -76,7 +78,7 @@ class Proof:
     def wait(self) -> tuple[str, ...]:
         """Wait for the end and return what people should know. Raises `TokenizerError` that shows what differs."""
         with self._found.changed:
-            self._found.changed.wait_for(lambda: self._found.is_over, self._seconds + _GRACE_SECONDS)
+            self._found.changed.wait_for(lambda: self._found.is_over, self._patience)
         if not self._found.is_over:
             self.close()
             raise TokenizerError(self._timeout())
@@ -87,7 +89,7 @@ class Proof:
         """Wait until llama.cpp has loaded the vocabulary; return the tokens that should end an answer and would not."""
         with self._found.changed:
             self._found.changed.wait_for(
-                lambda: self._found.missing_ends is not None or self._found.is_over, self._seconds + _GRACE_SECONDS
+                lambda: self._found.missing_ends is not None or self._found.is_over, self._patience
             )
         self.check()
         return self._found.missing_ends or []
@@ -133,7 +135,7 @@ class Proof:
             del _known[self._digest]
 
     def _what_ended_it(self, code: int, said: str) -> str:
-        if code == -signal.SIGALRM:
+        if code == -signal.SIGPROF:
             return self._timeout()
         last = " ".join([line for line in said.splitlines() if line.strip()][-3:])
         return (
@@ -143,8 +145,8 @@ class Proof:
 
     def _timeout(self) -> str:
         return (
-            f"{self._folder}: llama.cpp did not read the test texts with this vocabulary within {self._seconds:g} s; "
-            f"it hangs, or the machine is far too busy: try again when it is not"
+            f"{self._folder}: llama.cpp did not read the test texts with this vocabulary within {self._seconds:g} s "
+            f"of processor time; it hangs, or the machine is far too busy: try again when it is not"
         )
 
 

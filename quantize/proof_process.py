@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 SECONDS = 120.0
-"""After which a proof counts as hanging; the largest vocabularies take a few seconds."""
+"""Of processor time, after which a proof counts as hanging; the largest vocabularies take a few."""
 
 _PASSED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "LLAMA_CPP_LIB_PATH")
 _SET = {

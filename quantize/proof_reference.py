@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from app.errors import TokenizerError
 from quantize.pretokenizers import as_llama_cpp_splits
-from quantize.vocab import looks_special
+from quantize.vocab_tokens import looks_special
 
 Ids = list[int]
 

@@ -20,7 +20,8 @@ class Part:
     The stored tensor is read as rows of `width` weights, from row `start` on, whatever its own shape. Without `take`
     the rows keep their order. With it the stored rows come in groups of `group`, and of each the rows `take` are taken,
     in that order: a permutation within heads, or every other row. `columns` does the same with the weights of a row.
-    `change` is applied to the numbers in f32, before they are rounded to any type.
+    `changes` are applied to the numbers, one after the other, before they are rounded to any type: in f32, but in f16
+    to what is stored in f16, as upstream does.
 
     With `stride`, the other way round: what is stored from there on are `width` lines of `stride` weights, and the rows
     are its columns. With `scales`, the weights are MXFP4, two in a byte of the source; a byte of the tensor `scales` is
@@ -34,7 +35,7 @@ class Part:
     group: int = 1
     take: NDArray[np.intp] | None = None
     columns: NDArray[np.intp] | None = None
-    change: Change | None = None
+    changes: tuple[Change, ...] = ()
     stride: int = 0
     scales: str | None = None
 

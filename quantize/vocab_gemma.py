@@ -11,18 +11,9 @@ from app.errors import TokenizerError
 from quantize.header import KeyTable
 from quantize.source import Source
 from quantize.special_tokens import find_special_tokens
-from quantize.vocab import (
-    CONTROL,
-    NORMAL,
-    USER_DEFINED,
-    Vocabulary,
-    converted_sentencepiece,
-    damage_named,
-    is_sentencepiece,
-    looks_special,
-    merges_of,
-    tokenizer_json,
-)
+from quantize.vocab_bpe import merges_of
+from quantize.vocab_sentencepiece import converted_sentencepiece, is_sentencepiece
+from quantize.vocab_tokens import CONTROL, NORMAL, USER_DEFINED, Vocabulary, damage_named, looks_special, tokenizer_json
 
 # control tokens that llama.cpp shows all the same, so that what parses chats can see them
 _SHOWN = {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>'}

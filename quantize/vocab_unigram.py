@@ -11,7 +11,8 @@ from app.models.gguf_types import ValueType
 from quantize.header import KeyTable
 from quantize.source import Source
 from quantize.special_tokens import find_special_tokens
-from quantize.vocab import (
+from quantize.vocab_sentencepiece import read_pieces
+from quantize.vocab_tokens import (
     CONTROL,
     NORMAL,
     UNKNOWN,
@@ -22,7 +23,6 @@ from quantize.vocab import (
     check_ids,
     damage_named,
     named_special_tokens,
-    read_pieces,
 )
 
 _PIECES_FILE = "sentencepiece.bpe.model"

@@ -9,7 +9,7 @@ from app.errors import TokenizerError
 from quantize.header import KeyTable
 from quantize.source import Source
 from quantize.special_tokens import find_special_tokens
-from quantize.vocab import CONTROL, base_vocabulary, damage_named
+from quantize.vocab_tokens import CONTROL, base_vocabulary, damage_named
 
 _PHANTOM_SPACE = "\u2581"
 _CONTINUED = "##"

@@ -186,7 +186,7 @@ def quantize_command(upstream: Upstream, source: Path, out: Path, type_name: str
     """Return upstream's second step: its own binary if there is one."""
     if binary := os.environ.get("LLAMA_QUANTIZE"):
         return [binary, str(source), str(out), type_name.upper(), str(threads)]
-    return upstream.quantize_command(source, out, type_name, threads)
+    return upstream.quantize_command(source, {type_name: out}, threads)
 
 
 def section(rows: Sequence[Row], upstream: Upstream, runs: int, threads: int, load: float) -> str:

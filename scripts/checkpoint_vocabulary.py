@@ -139,7 +139,7 @@ def _byte_level_bpe(vocabulary: Vocabulary) -> dict[str, Any]:
         ],
         "normalizer": splitter.normalizer,
         "pre_tokenizer": splitter.pre_tokenizer,
-        "post_processor": _bos_template(vocabulary) if vocabulary.pre == "llama-bpe" else None,
+        "post_processor": _bos_template(vocabulary) if vocabulary.add_bos else None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from checkpoint_vocabulary import write_tokenizer
-from checkpoint_writer import Tensor, whole_folder, write_json, write_shards
+from checkpoint_writer import TORCH_DTYPES, Tensor, whole_folder, write_json, write_shards
 from random_checkpoint import random_values, vocabulary_of_checkpoint, vocabulary_of_gguf
 from rebuild_default_checkpoint import default_folder
 from upstream import Upstream, UpstreamError, find_upstream
@@ -27,22 +26,7 @@ if TYPE_CHECKING:
 
 FAMILIES = tuple(sorted(path.stem for path in (Path(__file__).parent / "checkpoint_families").glob("[a-z]*.py")))
 CONTEXT_LENGTH = 4096
-
-# Makes the model of a config.json, fills it with random numbers and saves it in place.
-_SAVE = """
-import sys, torch, transformers
-folder = sys.argv[1]
-config = transformers.AutoConfig.from_pretrained(folder)
-torch.manual_seed(0)
-model = getattr(transformers, config.architectures[0])._from_config(config)
-with torch.no_grad():
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:
-            parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1)
-        else:
-            parameter.normal_(0.0, 0.02 if "embed" in name else parameter.shape[-1] ** -0.5)
-model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
-"""
+DTYPES = {name: stored for stored, name in TORCH_DTYPES.items()}
 
 
 def write_family(out: Path, name: str, upstream: Upstream) -> None:
@@ -52,10 +36,10 @@ def write_family(out: Path, name: str, upstream: Upstream) -> None:
         with whole_folder(out) as folder:
             family.write_checkpoint(folder)
         return
-    vocabulary = _vocabulary(family.VOCABULARY, upstream)
+    vocabulary, dtype = _vocabulary(family.VOCABULARY, upstream), getattr(family, "DTYPE", "bfloat16")
     roles = {f"{role}_id": token for role, token in vocabulary.special.items() if role in {"bos_token", "eos_token"}}
     sizes = {"vocab_size": len(vocabulary.tokens), **roles}
-    config: dict[str, Any] = {"dtype": "bfloat16", **family.CONFIG}
+    config: dict[str, Any] = {"dtype": dtype, **family.CONFIG}
     if "text_config" in config:
         config["text_config"] = {**sizes, **config["text_config"]}
     else:
@@ -66,13 +50,10 @@ def write_family(out: Path, name: str, upstream: Upstream) -> None:
             shapes = family.tensors(config)
             ranges = getattr(family, "BYTES", {})
             tensors = [_tensor(tensor, shape, ranges) for tensor, shape in shapes.items()]
-            for _ in write_shards(folder, sorted(tensors, key=lambda tensor: tensor.name), "BF16", 1):
+            for _ in write_shards(folder, sorted(tensors, key=lambda tensor: tensor.name), DTYPES[dtype], 1):
                 pass
         else:
-            command = [str(upstream.python), "-c", _SAVE, str(folder)]
-            made = subprocess.run(command, capture_output=True, text=True, check=False, env=upstream.environment())
-            if made.returncode:
-                raise UpstreamError(f"transformers cannot make a {name}:\n" + made.stderr[-2000:])
+            upstream.save_model(folder, dtype)
         getattr(family, "write_tokenizer", write_tokenizer)(folder, vocabulary, context_length=CONTEXT_LENGTH)
         for path, content in getattr(family, "FILES", {}).items():
             (folder / path).parent.mkdir(exist_ok=True)

@@ -20,14 +20,18 @@ LAST_PLACE = ", by one unit in the last place"
 
 @dataclass
 class Comparison:
-    """What differs. `keys` and `tensors` have one line for each difference; `layout` has those of order and padding."""
+    """What differs. `keys` and `tensors` have one line for each difference; `layout` has those of order and padding.
 
-    sha256: str
-    identical: bool
-    tensor_count: int
+    `failed` says why there is nothing to compare.
+    """
+
+    sha256: str = ""
+    identical: bool = False
+    tensor_count: int = 0
     keys: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
     layout: list[str] = field(default_factory=list)
+    failed: str = ""
 
 
 def compare(ours: Path, theirs: Path) -> Comparison:

@@ -1,113 +1,40 @@
 """Compare what Pestle quantizes, byte for byte, with what upstream's two steps make of the same checkpoints.
 
-    python scripts/oracle.py [--checkpoint NAME ...] [--type T ...] [--write docs/oracle.md] [--work DIR]
+    python scripts/oracle.py [--checkpoint NAME ...] [--type T ...] [--jobs N] [--write docs/oracle.md] [--work DIR]
 
-Upstream: convert_hf_to_gguf.py --outtype bf16 in its own environment (made on first use, see upstream.py), then
-llama_model_quantize of the installed library; for bf16 and f16 the converter alone. Pestle: `python -P -m quantize`,
-one pass. Prints a matrix and every difference. Exit codes: 0 equal but for the differences explained here, 1 not equal,
-3 a side failed, 130 interrupted.
+Upstream: convert_hf_to_gguf.py in its own environment (made on first use, see upstream.py; upstream_worker.py imports
+torch once and forks) to bf16, which is what the column bf16 compares; of that file llama_model_quantize of the
+installed library; for f16 the converter alone.
+Pestle: `python -P -m quantize`, all types in one read of the source; and, for one type of each checkpoint in turn, a
+run of that type alone with all threads, which must give the same file. Prints a matrix and every difference.
+Exit codes: 0 equal but for the differences explained here, 1 not equal, 3 upstream cannot be set up, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from family_checkpoint import FAMILIES, write_family
-from gguf_compare import LAST_PLACE, Comparison, compare
-from oracle_report import matrix, report
-from quantized_checkpoint import METHODS, quantize_checkpoint
-from rebuild_default_checkpoint import default_folder
+from explained_differences import differences
+from gguf_compare import Comparison, compare
+from oracle_cases import CASES, DEFAULT, Case, make_checkpoint
+from oracle_report import Results, matrix, report
+from source_error import source_errors
 from upstream import CONVERTED_TYPES, FILE_TYPES, MATRIX_TYPES, Upstream, UpstreamError, find_upstream
 
+from quantize.recipe import find
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
-SCRIPTS = Path(__file__).parent
-DEFAULT = "SmolLM2-135M-Instruct"
-THREADS = 2
-
-# Tensors that may differ in the last bit of an f32, with the reason.
-EXPLAINED = {
-    re.compile(r"blk\.\d+\.ssm_a"): "upstream takes torch's exp, whose last bit depends on the kind of processor; "
-    "Pestle rounds the true value",
-}
-
-
-def explain(what: str, difference: str) -> str | None:
-    """Return the reason of a difference, if there is a good one."""
-    if not difference.endswith(LAST_PLACE):
-        return None
-    return next((reason for pattern, reason in EXPLAINED.items() if pattern.fullmatch(what)), None)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint to compare: how it is made, and the pre-tokenizer's name if upstream needs it.
-
-    A `shape` of random_checkpoint.py, or a `family` of checkpoint_families; `quantized` by a method of
-    quantized_checkpoint.py. `types` are those that upstream can make of it, if not all.
-    """
-
-    what: str
-    shape: str = ""
-    family: str = ""
-    vocabulary: str | None = None
-    flags: tuple[str, ...] = ()
-    pre_tokenizer: str | None = None
-    quantized: str = ""
-    types: tuple[str, ...] = ()
-
-
-CASES = {
-    DEFAULT: Case("the rebuilt default, bf16, tied embeddings, byte-level BPE", shape=""),
-    "tiny-llama3": Case(
-        "Llama 3: rope scaling, grouped queries, untied, its vocabulary", "tiny-llama3", vocabulary="llama-bpe"
-    ),
-    "tiny-llama3-instruct": Case(
-        "Llama 3 Instruct: chat template in a file of its own, list of EOS tokens, no head_dim",
-        "tiny-llama3-instruct", vocabulary="llama-bpe",
-    ),
-    "tiny-llama3-sharded": Case("the same shape in three shards", "tiny-llama3", flags=("--shards", "3")),
-    "tiny-llama3-f16": Case("f16 source", "tiny-llama3", flags=("--dtype", "f16")),
-    "tiny-llama3-f32": Case(
-        "f32 source; truncated vocabulary, whose pre-tokenizer upstream must be told", "tiny-llama3",
-        flags=("--dtype", "f32", "--truncate-vocab", "4000"), pre_tokenizer="smollm",
-    ),
-    "tiny-mistral": Case(
-        "Mistral: heads wider than hidden / heads, SentencePiece", "tiny-mistral", vocabulary="llama-spm"
-    ),
-    "tiny-llama-spm": Case(
-        "Llama 2: every head has its own key, SentencePiece", "tiny-llama-spm", vocabulary="llama-spm"
-    ),
-}  # fmt: skip
-
-
-def _family_case(name: str) -> Case:
-    family = importlib.import_module(f"checkpoint_families.{name}")
-    return Case(family.WHAT, family=name, pre_tokenizer=family.PRE, types=getattr(family, "TYPES", ()))
-
-
-CASES |= {f"tiny-{name}": _family_case(name) for name in FAMILIES}
-
-
-def _quantized_case(method: str) -> Case:
-    if "fp8" in method:  # blocks at the edges are smaller
-        base = Case("", "tiny-llama3", flags=("--truncate-vocab", "4000"), pre_tokenizer="smollm")
-    else:  # rows are multiples of a group
-        base = Case("", "tiny-llama-spm", vocabulary="llama-spm")
-    return replace(base, what=f"quantized already: {method}", quantized=method)
-
-
-CASES |= {f"tiny-llama-{method}": _quantized_case(method) for method in METHODS}
+# Checkpoints that are measured against what they decode to, without the rounding to bf16 in between.
+MEASURED = ("tiny-llama3-f32", "tiny-llama-fp8-block", "tiny-llama-gptq-4", "tiny-llama-ct-int4")
 
 
 def main() -> int:
@@ -115,98 +42,135 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--checkpoint", action="append", choices=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--type", action="append", choices=list(FILE_TYPES), metavar="T", help=", ".join(FILE_TYPES))
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="checkpoints side by side, a thread each")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the results as Markdown")
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="keep checkpoints and files here; default: a temporary folder"
+        "--work", type=Path, metavar="DIR", help="keep the checkpoints here; default: a temporary folder"
     )
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error("--jobs must be at least 1")
     names, types = arguments.checkpoint or list(CASES), arguments.type or list(MATRIX_TYPES)
+    started = time.monotonic()
     try:
         upstream = find_upstream()
         with tempfile.TemporaryDirectory(prefix="pestle-oracle-") as temporary:
             work: Path = arguments.work or Path(temporary)
-            work.mkdir(parents=True, exist_ok=True)
-            results = dict(compare_all(upstream, names, types, work))
-    except (UpstreamError, subprocess.CalledProcessError) as error:
-        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-        print(f"error: {error}\n{said or ''}", file=sys.stderr)
+            make_checkpoint(DEFAULT, CASES[DEFAULT], upstream, work)  # whose vocabulary many others have
+            results = compare_all(upstream, names, types, work, arguments.jobs)
+            for name in MEASURED if arguments.write else ():
+                results.exactness[name] = source_errors(make_checkpoint(name, CASES[name], upstream, work))
+    except UpstreamError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         return 130
-    print("\n".join(matrix(results, types)))
-    bad = print_differences(results)
+    cases = {name: CASES[name] for name in names}
+    print("\n".join(matrix(results.together, types, cases)))
+    bad = print_differences(results.together) + print_differences(results.alone, " alone")
+    for how, comparisons in (("", results.together), (" made alone", results.alone)):
+        print(f"{sum(result.identical for result in comparisons.values())} of {len(comparisons)} files{how} identical")
     if arguments.write:
-        descriptions = {name: CASES[name].what for name in names}
-        arguments.write.write_text(report(results, types, descriptions, explain, upstream), encoding="utf-8")
+        page = report(results, types, cases, upstream, (time.monotonic() - started) / 60)
+        arguments.write.write_text(page, encoding="utf-8")
     return 1 if bad else 0
 
 
-def compare_all(
-    upstream: Upstream, names: list[str], types: list[str], work: Path
-) -> Iterator[tuple[tuple[str, str], Comparison]]:
-    """Yield ((checkpoint, type), comparison), one checkpoint after the other."""
-    for name in names:
-        case = CASES[name]
-        checkpoint = make_checkpoint(name, case, upstream, work)
+def compare_all(upstream: Upstream, names: list[str], types: list[str], work: Path, jobs: int) -> Results:
+    """Compare every type of every checkpoint, `jobs` checkpoints at a time."""
+
+    def one(number: int, name: str) -> Results:
         started = time.monotonic()
-        intermediate = work / f"{name}.upstream.intermediate.gguf"
-        if set(types) - set(CONVERTED_TYPES):
-            upstream.run(upstream.convert_command(checkpoint, intermediate, pre_tokenizer=case.pre_tokenizer))
-        for type_name in [name for name in types if not case.types or name in case.types]:
-            theirs, ours = (work / f"{name}.{side}.{type_name}.gguf" for side in ("upstream", "pestle"))
-            if type_name in CONVERTED_TYPES:
-                command = upstream.convert_command(
-                    checkpoint, theirs, out_type=type_name, pre_tokenizer=case.pre_tokenizer
-                )
-            else:
-                command = upstream.quantize_command(intermediate, theirs, type_name, THREADS)
-            upstream.run(command)
-            ours.unlink(missing_ok=True)
-            command = [sys.executable, "-P", "-m", "quantize", str(checkpoint), "--type", type_name, "--out", str(ours)]
-            subprocess.run([*command, "--no-measure", "--format", "quiet"], check=True, capture_output=True, text=True)
-            yield (name, type_name), compare(ours, theirs)
-            theirs.unlink()
-            ours.unlink()
-        intermediate.unlink(missing_ok=True)
-        print(f"{name}: compared in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        try:
+            found = compare_checkpoint(upstream, name, types, types[number % len(types)], work)
+        except (subprocess.CalledProcessError, UpstreamError) as error:
+            said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+            failed = Comparison(failed=f"no checkpoint: {error} {said}")
+            found = Results({(name, kind): failed for kind in types})
+        equal = sum(result.identical for result in found.together.values())
+        seconds = time.monotonic() - started
+        print(f"{name}: {equal} of {len(types)} identical, {seconds:.0f} s", file=sys.stderr, flush=True)
+        return found
+
+    results = Results()
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(one, number, name) for number, name in enumerate(names)]
+        try:
+            for future in waiting:
+                found = future.result()
+                results.together |= found.together
+                results.alone |= found.alone
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
 
 
-def make_checkpoint(name: str, case: Case, upstream: Upstream, work: Path) -> Path:
-    """Make the checkpoint's folder, or find it; returns its path. Upstream takes the model's name from the folder's."""
-    if name == DEFAULT:
-        _script("rebuild_default_checkpoint.py")
-        return default_folder()
-    folder = work / "checkpoints" / name
-    if case.quantized and not folder.exists():
-        plain = make_checkpoint(f"{case.shape}-plain", replace(case, quantized=""), upstream, work)
-        quantize_checkpoint(plain, folder, case.quantized)
-    if case.family and not folder.exists():
-        write_family(folder, case.family, upstream)
-    if not folder.exists():
-        if case.vocabulary:
-            vocabulary = ["--vocab", str(upstream.llama_cpp / "models" / f"ggml-vocab-{case.vocabulary}.gguf")]
-        else:
-            vocabulary = ["--vocab-from", str(make_checkpoint(DEFAULT, CASES[DEFAULT], upstream, work))]
-        _script("random_checkpoint.py", "--shape", case.shape, "--out", str(folder), *vocabulary, *case.flags)
-    return folder
+def compare_checkpoint(upstream: Upstream, name: str, types: list[str], type_alone: str, work: Path) -> Results:
+    """Make a checkpoint and all files of it, on both sides, and compare them."""
+    case = CASES[name]
+    checkpoint = make_checkpoint(name, case, upstream, work)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=work) as temporary:
+        folders = {side: Path(temporary) / side for side in ("upstream", "pestle", "alone")}
+        for folder in folders.values():
+            folder.mkdir()
+        theirs = make_upstream(upstream, case, checkpoint, types, folders["upstream"])
+        ours = make_pestle(case, checkpoint, types, folders["pestle"], threads=1)
+        alone = make_pestle(case, checkpoint, [type_alone], folders["alone"])
+        return Results(
+            {(name, kind): compare_files(ours[kind], theirs[kind]) for kind in types},
+            {(name, type_alone): compare_files(alone[type_alone], theirs[type_alone])},
+        )
 
 
-def _script(name: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], check=True, capture_output=True, text=True)
+def compare_files(ours: Path | str, theirs: Path | str) -> Comparison:
+    """Compare two files; text in place of one says why it was not made."""
+    if isinstance(theirs, str):
+        return Comparison(failed=f"upstream: {theirs}" + (f"; Pestle: {ours}" if isinstance(ours, str) else ""))
+    if isinstance(ours, str):
+        return Comparison(failed=f"Pestle: {ours}")
+    return compare(ours, theirs)
 
 
-def print_differences(results: dict[tuple[str, str], Comparison]) -> int:
+def make_upstream(
+    upstream: Upstream, case: Case, checkpoint: Path, types: list[str], folder: Path
+) -> dict[str, Path | str]:
+    """Do upstream's two steps. Returns for each type its file, or why there is none."""
+    outs = {kind: folder / f"{kind}.gguf" for kind in dict.fromkeys(["bf16", *types])}
+    jobs = [(checkpoint, kind, out) for kind, out in outs.items() if kind in CONVERTED_TYPES]
+    failures = upstream.convert(jobs, case.pre_tokenizer)
+    quantized = {kind: out for kind, out in outs.items() if kind not in CONVERTED_TYPES}
+    if outs["bf16"] in failures:
+        failures |= dict.fromkeys(quantized.values(), failures[outs["bf16"]])
+    elif quantized:
+        failures |= upstream.quantize(outs["bf16"], quantized, threads=1, requantize=case.requantize)
+    return {kind: failures.get(out, out) for kind, out in outs.items()}
+
+
+def make_pestle(
+    case: Case, checkpoint: Path, types: list[str], folder: Path, threads: int | None = None
+) -> dict[str, Path | str]:
+    """Run Pestle once. Returns for each type its file, or why there is none."""
+    if len(types) == 1:
+        outs = {types[0]: folder / "out.gguf"}
+    else:
+        outs = {kind: folder / f"{checkpoint.name}-{find(kind).label}.gguf" for kind in types}
+    command = [sys.executable, "-P", "-m", "quantize", str(checkpoint), "--type", ",".join(types), "--no-measure"]
+    command += ["--out", str(folder if len(types) > 1 else outs[types[0]]), "--format", "quiet"]
+    command += [*(["--threads", str(threads)] if threads else []), *(["--allow-requantize"] if case.requantize else [])]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    if finished.returncode:
+        return dict.fromkeys(types, f"exit code {finished.returncode}: {finished.stderr.strip()}")
+    return dict(outs)
+
+
+def print_differences(results: Mapping[tuple[str, str], Comparison], how: str = "") -> int:
     """Print every difference with its reason, if it has one; returns the number of those without."""
     bad = 0
-    for (name, type_name), result in results.items():
-        for kind, lines in (("key", result.keys), ("tensor", result.tensors)):
-            for what, difference in lines.items():
-                reason = explain(what, difference)
-                bad += reason is None
-                print(f"{name} {type_name}: {kind} {what}: {difference} [{reason or 'NOT EXPLAINED'}]")
-        for difference in result.layout:
-            bad += 1
-            print(f"{name} {type_name}: {difference} [NOT EXPLAINED]")
+    for (name, kind), result in results.items():
+        for line, reason in differences(result):
+            bad += reason is None
+            print(f"{name} {kind}{how}: {line} [{reason or 'NOT EXPLAINED'}]")
     return bad
 
 

@@ -21,27 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from gguf_compare import compare
-from oracle import CASES, DEFAULT, make_checkpoint
+from oracle_cases import CASES, DEFAULT, make_checkpoint
 from upstream import Upstream, find_upstream
 from variant_table import GONE, VARIANTS, Variant
 
-from app.errors import ModelFileError
 from quantize.cli import main as quantize
-
-_CONVERT_ALL = """
-import os, sys
-vendor, source, target = sys.argv[1:4]
-sys.path[:0] = [vendor, vendor + "/gguf-py"]
-from conversion.base import TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"
-import convert_hf_to_gguf
-for name in sorted(os.listdir(source)):
-    sys.argv = ["convert", f"{source}/{name}", "--outtype", "bf16", "--outfile", f"{target}/{name}.gguf"]
-    try:
-        convert_hf_to_gguf.main()
-    except BaseException as error:
-        print(f"{name}: {type(error).__name__}: {error}", flush=True)
-"""
 
 
 @dataclass
@@ -65,9 +49,9 @@ def main() -> int:
         bases = make_bases(upstream, folders["bases"])
         for name, variant in wanted.items():
             make_variant(folders["checkpoints"] / name, bases[variant.base], variant)
-        command = [str(upstream.python), "-c", _CONVERT_ALL, str(upstream.llama_cpp)]
-        paths = [str(folders["checkpoints"]), str(folders["upstream"])]
-        subprocess.run(command + paths, env=upstream.environment(), check=True, capture_output=True, text=True)
+        jobs = [(folders["checkpoints"] / name, "bf16", folders["upstream"] / f"{name}.gguf") for name in wanted]
+        for broken in upstream.convert(jobs, "smollm"):
+            broken.unlink(missing_ok=True)
         tally = Tally()
         for name, variant in wanted.items():
             difference = compare_variant(name, folders)
@@ -120,13 +104,10 @@ def compare_variant(name: str, folders: dict[str, Path]) -> str:
     arguments = [str(folders["checkpoints"] / name), "--type", "bf16", "--out", str(ours), "--format", "quiet"]
     with contextlib.redirect_stderr(said):
         status = quantize(arguments)
-    try:
-        result = compare(ours, theirs) if status == 0 and theirs.is_file() else None
-    except ModelFileError:
-        result = None  # upstream died while writing
-    if result is None:
+    if status or not theirs.is_file():
         refusal = said.getvalue().strip().partition("\n")[0].replace(str(folders["checkpoints"]), "")
         return f"pestle: {refusal}" if status else "upstream failed"
+    result = compare(ours, theirs)
     ours.unlink()
     if result.identical:
         return ""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +22,10 @@ from app.llama import quantizer
 from app.models.gguf import read_header
 from quantize.pipeline import quantize
 
-_TYPES = ("q8_0", "q6_k", "q4_k_m")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TYPES = ("q8_0", "q6_k", "q4_k_m")
 
 
 def matrices(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
@@ -52,23 +56,45 @@ def error(path: Path, exact: dict[str, np.ndarray[Any, np.dtype[np.float64]]]) -
     return float(np.sqrt(wrong / sum(float(np.square(values).sum()) for values in exact.values())))
 
 
+@dataclass(frozen=True)
+class SourceError:
+    """The relative errors of one type, through bf16 and from f32."""
+
+    type_name: str
+    through_bf16: float
+    from_f32: float
+
+    def row(self) -> str:
+        """Return the cells of its line in a table."""
+        avoided = 1 - self.from_f32 / self.through_bf16
+        return f"{self.type_name} | {self.through_bf16:.3%} | {self.from_f32:.3%} | {avoided:.1%}"
+
+
+def source_errors(checkpoint: Path, types: Sequence[str] = TYPES) -> list[SourceError]:
+    """Quantize a checkpoint to each type in both ways, and measure."""
+    with tempfile.TemporaryDirectory(prefix="pestle-error-") as temporary:
+        f32, out = Path(temporary) / "f32.gguf", Path(temporary) / "out.gguf"
+        quantize(checkpoint, "f32", f32)
+        exact = matrices(f32)
+        found = []
+        for type_name in types:
+            errors = []
+            for source in (checkpoint, f32):
+                quantize(source, type_name, out)
+                errors.append(error(out, exact))
+            found.append(SourceError(type_name, *errors))
+    return found
+
+
 def main() -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--type", action="append", metavar="T", help=f"default: {', '.join(_TYPES)}")
+    parser.add_argument("--type", action="append", metavar="T", help=f"default: {', '.join(TYPES)}")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="pestle-error-") as temporary:
-        f32, out = Path(temporary) / "f32.gguf", Path(temporary) / "out.gguf"
-        quantize(arguments.checkpoint, "f32", f32)
-        exact = matrices(f32)
-        print("| type | through bf16 | from f32 | error avoided |\n|---|---|---|---|")
-        for type_name in arguments.type or _TYPES:
-            errors = []
-            for source in (arguments.checkpoint, f32):
-                quantize(source, type_name, out)
-                errors.append(error(out, exact))
-            print(f"| {type_name} | {errors[0]:.3%} | {errors[1]:.3%} | {1 - errors[1] / errors[0]:.1%} |")
+    print("| type | through bf16 | from f32 | error avoided |\n|---|---|---|---|")
+    for measured in source_errors(arguments.checkpoint, arguments.type or TYPES):
+        print(f"| {measured.row()} |")
     return 0
 
 

@@ -13,11 +13,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from app.config import ServeSettings, cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 REQUIREMENTS = (
     "torch>=2.6",
@@ -36,24 +40,21 @@ FILE_TYPES = {  # llama_ftype
     "mxfp4_moe": 38,
 }  # fmt: skip
 # the matrix of the oracle when no type is asked for
-MATRIX_TYPES = ("bf16", "f16", "q8_0", "q4_0", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs")
+MATRIX_TYPES = ("bf16", "f16", "q8_0", "q4_0", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "mxfp4_moe")
 CONVERTED_TYPES = ("f32", "f16", "bf16")  # which the converter writes by itself
 
-# Gives the converter the pre-tokenizer's name where its hash of one string cannot know it (a truncated vocabulary).
-_CONVERT_WITH_NAME = """
-import runpy, sys
-vendor, name = sys.argv[1:3]
-sys.path[:0] = [vendor, vendor + "/gguf-py"]
-from conversion.base import TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: name
-sys.argv = [vendor + "/convert_hf_to_gguf.py", *sys.argv[3:]]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 _QUANTIZE = """
-import sys
+import json, sys
 from pathlib import Path
 from app.llama.quantizer import quantize_file
-quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), threads=int(sys.argv[4]))
+source, threads, again, *targets = sys.argv[1:]
+failures = {}
+for number, target in zip(targets[::2], targets[1::2]):
+    try:
+        quantize_file(Path(source), Path(target), int(number), threads=int(threads), allow_requantize=again == "again")
+    except Exception as error:
+        failures[target] = f"{type(error).__name__}: {error}"
+print(json.dumps(failures))
 """
 
 
@@ -67,32 +68,73 @@ class Upstream:
 
     python: Path
     llama_cpp: Path
+    _free: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def convert_command(
-        self, checkpoint: Path, out: Path, *, out_type: str = "bf16", pre_tokenizer: str | None = None
+    def convert_command(self, checkpoint: Path, out: Path) -> list[str]:
+        """Return the command of the first step: safetensors → GGUF in BF16."""
+        script = self.llama_cpp / "convert_hf_to_gguf.py"
+        return [str(self.python), str(script), str(checkpoint), "--outtype", "bf16", "--outfile", str(out)]
+
+    def quantize_command(
+        self, source: Path, outs: Mapping[str, Path], threads: int, *, requantize: bool = False
     ) -> list[str]:
-        """Return the command of the first step: safetensors → GGUF of a 16-bit type."""
-        arguments = [str(checkpoint), "--outtype", out_type, "--outfile", str(out)]
-        if pre_tokenizer:
-            return [str(self.python), "-c", _CONVERT_WITH_NAME, str(self.llama_cpp), pre_tokenizer, *arguments]
-        return [str(self.python), str(self.llama_cpp / "convert_hf_to_gguf.py"), *arguments]
+        """Return the command of the second step, with the installed library: BF16 GGUF → the types asked for."""
+        targets = [text for name, out in outs.items() for text in (str(FILE_TYPES[name]), str(out))]
+        settings = [str(threads), "again" if requantize else ""]
+        return [sys.executable, "-P", "-c", _QUANTIZE, str(source), *settings, *targets]
 
-    def quantize_command(self, source: Path, out: Path, type_name: str, threads: int) -> list[str]:
-        """Return the command of the second step, with the installed library: BF16 GGUF → the type asked for."""
-        arguments = [str(source), str(out), str(FILE_TYPES[type_name]), str(threads)]
-        return [sys.executable, "-P", "-c", _QUANTIZE, *arguments]
+    def convert(self, jobs: Sequence[tuple[Path, str, Path]], pre_tokenizer: str | None = None) -> dict[Path, str]:
+        """Do the first step for each (checkpoint, type, out), in one process. Returns the failures."""
+        told = [[str(checkpoint), kind, str(out)] for checkpoint, kind, out in jobs]
+        failures = self._ask({"do": "convert", "jobs": told, "pre_tokenizer": pre_tokenizer})
+        return {Path(out): reason for out, reason in failures.items()}
+
+    def save_model(self, folder: Path, dtype: str) -> None:
+        """Let transformers write the random weights of a config.json, in torch's dtype of this name."""
+        self._ask({"do": "save", "folder": str(folder), "dtype": dtype})
+
+    def quantize(
+        self, source: Path, outs: Mapping[str, Path], threads: int, *, requantize: bool = False
+    ) -> dict[Path, str]:
+        """Do the second step for each type → out, in one process. Returns the failures."""
+        command = self.quantize_command(source, outs, threads, requantize=requantize)
+        result = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = f"ended with {result.returncode}: {' '.join(result.stderr.strip().splitlines()[-1:])}"
+            return dict.fromkeys(outs.values(), reason)
+        told: dict[str, str] = json.loads(result.stdout.strip().splitlines()[-1])
+        return {Path(out): reason for out, reason in told.items()}
+
+    def _ask(self, task: dict[str, Any]) -> dict[str, str]:
+        """Give a task to a worker that is free, or to a new one. Raises `UpstreamError` if it fails as a whole."""
+        try:
+            worker = self._free.pop()
+        except IndexError:
+            worker = self._started()
+        assert worker.stdin is not None and worker.stdout is not None  # noqa: PT018 - both were asked for
+        worker.stdin.write(f"{json.dumps(task)}\n")
+        worker.stdin.flush()
+        line = worker.stdout.readline()
+        if not line:
+            raise UpstreamError(f"{self.python} ended with {worker.wait()}; does it have torch and transformers?")
+        self._free.append(worker)
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UpstreamError(answer["error"])
+        failures: dict[str, str] = answer["failures"]
+        return failures
+
+    def _started(self) -> subprocess.Popen[str]:
+        command = [str(self.python), str(Path(__file__).with_name("upstream_worker.py")), str(self.llama_cpp)]
+        return subprocess.Popen(  # it ends with its standard input
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=self.environment(),
+        )  # fmt: skip
 
     def environment(self) -> dict[str, str]:
         """Return the variables that its commands run with: never online."""
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         return {**os.environ, **offline, "PYTHONPATH": str(self.llama_cpp / "gguf-py")}
-
-    def run(self, command: list[str]) -> None:
-        """Run one of its commands to the end."""
-        result = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
-        if result.returncode:
-            last = "\n".join((result.stdout + result.stderr).strip().splitlines()[-8:])
-            raise UpstreamError(f"{command[0]} ended with {result.returncode}:\n{last}")
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the packages that decide over the converter's result."""

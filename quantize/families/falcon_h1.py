@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,9 @@ class FalconH1Model:
 
     def _wants(self) -> Iterator[Want]:
         hidden, by, embeddings = self.hidden, self.multipliers, (self.vocabulary, self.hidden)
-        yield Want("token_embd.weight", "model.embed_tokens.weight", embeddings, change=times(by.embedding))
+        yield Want("token_embd.weight", "model.embed_tokens.weight", embeddings, changes=times(by.embedding))
         yield Want("output_norm.weight", "model.final_layernorm.weight", (hidden,))
-        yield Want("output.weight", "lm_head.weight", embeddings, change=times(by.output), optional=self.tied)
+        yield Want("output.weight", "lm_head.weight", embeddings, changes=times(by.output), optional=self.tied)
         queries, keys = self.heads * self.head_size, self.key_heads * self.head_size
         for block in range(self.blocks):
             source, target = f"model.layers.{block}", f"blk.{block}"
@@ -151,7 +152,7 @@ class FalconH1Model:
                 ("feed_forward.up_proj", "ffn_up", (self.feed_forward, hidden), ()),
                 ("feed_forward.down_proj", "ffn_down", (hidden, self.feed_forward), (by.down,)),
             ):
-                yield Want(f"{target}.{inner}.weight", f"{source}.{name}.weight", shape, change=times(*factors))
+                yield Want(f"{target}.{inner}.weight", f"{source}.{name}.weight", shape, changes=times(*factors))
             yield from self._mamba(f"{source}.mamba", f"{target}.ssm")
 
     def _mamba(self, source: str, target: str) -> Iterator[Want]:
@@ -161,19 +162,19 @@ class FalconH1Model:
         yield Want(
             f"{target}_in.weight", name, (starts[-1], self.hidden),
             parts=tuple(
-                Part(name, rows, self.hidden, start, change=times(self.multipliers.mamba_in, factor))
+                Part(name, rows, self.hidden, start, changes=times(self.multipliers.mamba_in, factor))
                 for rows, start, factor in zip(ranges, starts, self.multipliers.mamba, strict=False)
             ),
         )  # fmt: skip
         yield Want(
             f"{target}_out.weight", f"{source}.out_proj.weight", (self.hidden, inner),
-            change=times(self.multipliers.mamba_out),
+            changes=times(self.multipliers.mamba_out),
         )  # fmt: skip
         convolved, kernel = inner + 2 * mixed, self.kernel
         yield Want(f"{target}_conv1d.weight", f"{source}.conv1d.weight", (convolved, 1, kernel), (convolved, kernel))
         yield Want(f"{target}_conv1d.bias", f"{source}.conv1d.bias", (convolved,))
         yield Want(f"{target}_dt.bias", f"{source}.dt_bias", (heads,))
-        yield Want(f"{target}_a", f"{source}.A_log", (heads,), (heads, 1), change=negative_exp)
+        yield Want(f"{target}_a", f"{source}.A_log", (heads,), (heads, 1), changes=(negative_exp,))
         yield Want(f"{target}_d", f"{source}.D", (heads,), (heads, 1))
         shape, has_norm = (self.groups, inner // self.groups), bool(self._config.fields["mamba_rms_norm"])
         yield Want(f"{target}_norm.weight", f"{source}.norm.weight", (inner,), shape, optional=not has_norm)
@@ -204,13 +205,11 @@ def _numbers(config: Config, name: str, count: int) -> list[float]:
     return [config.finite(name, value) for value in stated]
 
 
-def times(*factors: float) -> Change | None:
-    """Return what multiplies weights by one factor after the other, each time rounded to f32; None if nothing does."""
-    rounded = [np.float32(factor) for factor in factors if factor != 1]
+def times(*factors: float) -> tuple[Change, ...]:
+    """Return what multiplies weights by one factor after the other, each time rounded; nothing for a factor of 1."""
 
-    def multiply(weights: NDArray[np.float32]) -> None:
+    def multiply(factor: np.float32, weights: NDArray[np.float32]) -> None:
         with np.errstate(over="ignore"):  # infinity is refused, by the tensor's name, where it is looked for
-            for factor in rounded:
-                weights *= factor
+            weights *= factor
 
-    return multiply if rounded else None
+    return tuple(partial(multiply, np.float32(factor)) for factor in factors if factor != 1)

@@ -125,7 +125,7 @@ class GraniteHybridModel(GraniteMoeModel):
         )  # fmt: skip
         yield Want(f"{target}_conv1d.bias", f"{source}.conv1d.bias", (mixed,))
         yield Want(f"{target}_dt.bias", f"{source}.dt_bias", (heads,))
-        yield Want(f"{target}_a", f"{source}.A_log", (heads,), (heads, 1), change=negative_exp)
+        yield Want(f"{target}_a", f"{source}.A_log", (heads,), (heads, 1), changes=(negative_exp,))
         yield Want(f"{target}_d", f"{source}.D", (heads,), (heads, 1))
         yield Want(f"{target}_norm.weight", f"{source}.norm.weight", (inner,), (groups, inner // groups))
         yield Want(f"{target}_out.weight", f"{source}.out_proj.weight", (self.hidden, inner))

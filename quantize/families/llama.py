@@ -95,7 +95,13 @@ class LlamaModel:
             raise CheckpointError(
                 f"{self._source.folder}: config.json speaks of {self.blocks} layers; there are {len(stored)} tensors"
             )
-        return [*self._rope_factors(), *map_tensors(self._source.folder, stored, self._wants())]
+        mapped = map_tensors(self._source.folder, stored, self._wants(), ignored=self._is_left_out)
+        return [*self._rope_factors(), *mapped]
+
+    def _is_left_out(self, name: str) -> bool:
+        """Tell whether a tensor belongs to another model than the text's: never, where there is none."""
+        del name
+        return False
 
     def _wants(self) -> Iterator[Want]:
         hidden = self.hidden

@@ -23,7 +23,7 @@ class Want:
 
     Each of `sources` has the shape `stored`. The target has `shape`: by default that of the source, or with several
     sources their stack. What is taken of each source, in rows of the target's width, say `start`, `group`, `take`,
-    `columns` and `change`: see `Part`. With several, `start` may say one for each, and a source may come up again. An
+    `columns` and `changes`: see `Part`. With several, `start` may say one for each, and a source may come up again. An
     `optional` one may be missing as a whole. `after` names more stored tensors that upstream reads before it writes
     this one. `scales` names the tensor with the exponents of a source whose weights are MXFP4, of shape (...,
     blocks, 16). `parts` says it all, where these words don't suffice.
@@ -37,7 +37,7 @@ class Want:
     group: int = 1
     take: NDArray[np.intp] | None = None
     columns: NDArray[np.intp] | None = None
-    change: Change | None = None
+    changes: tuple[Change, ...] = ()
     optional: bool = False
     after: tuple[str, ...] = ()
     scales: str | None = None
@@ -69,7 +69,7 @@ class Want:
         rows = math.prod(shape) // width // len(names)
         starts = self.start if isinstance(self.start, tuple) else (self.start,) * len(names)
         return tuple(
-            Part(name, rows, width, start, self.group, self.take, self.columns, self.change, scales=self.scales)
+            Part(name, rows, width, start, self.group, self.take, self.columns, self.changes, scales=self.scales)
             for name, start in zip(names, starts, strict=True)
         )
 

@@ -13,9 +13,9 @@ from quantize.checkpoint import StoredTensor
 from quantize.families.config import Config
 from quantize.families.mapping import Want, map_tensors
 from quantize.header import KeyTable
-from quantize.phi3_vocab import set_phi3_vocabulary
 from quantize.source import Source
 from quantize.tensors import TensorSpec
+from quantize.vocab_phi3 import set_vocab_phi3ulary
 
 # what transformers' config class fills in when config.json is silent
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ class Phi3Model:
 
     def set_vocabulary(self, keys: KeyTable) -> None:
         """Set the tokenizer: SentencePiece for Phi-3, byte-level BPE for Phi-4."""
-        set_phi3_vocabulary(keys, self._source, self.vocabulary)
+        set_vocab_phi3ulary(keys, self._source, self.vocabulary)
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> list[TensorSpec]:
         """Map every tensor of the checkpoint, after checking that all are there and that each has its shape."""

@@ -104,7 +104,7 @@ class LinearAttention:
         for letter, name in (("a", "alpha"), ("b", "beta")):
             stored = f"{source}.in_proj_{letter}.weight"
             yield Want(f"{target}.ssm_{name}.weight", stored, (self.value_heads, hidden), **small)
-        yield Want(f"{target}.ssm_a", f"{source}.A_log", (self.value_heads,), **small, change=negative_exp)
+        yield Want(f"{target}.ssm_a", f"{source}.A_log", (self.value_heads,), **small, changes=(negative_exp,))
         yield Want(f"{target}.ssm_dt.bias", f"{source}.dt_bias", (self.value_heads,), **small)
         kernels, shape = (rows, 1, self.kernel), (rows, self.kernel)
         convolution = f"{source}.conv1d.weight"
@@ -209,7 +209,7 @@ class Qwen35Model(Qwen2Model):
         tied = self._source.config.get("tie_word_embeddings")  # the whole model's word counts as the text part's does
         for want in super()._head_wants(prefix):
             if want.target == "output_norm.weight":
-                yield dataclasses.replace(want, change=plus_one)
+                yield dataclasses.replace(want, changes=(plus_one,))
             elif want.target == "output.weight":
                 yield dataclasses.replace(want, optional=want.optional or bool(tied))
             else:
@@ -229,12 +229,12 @@ class Qwen35Model(Qwen2Model):
             if want.target.endswith(("attn_q.weight", "attn_q.bias")):  # each head's queries, then its gate
                 yield dataclasses.replace(want, stored=(2 * want.stored[0], *want.stored[1:]))
             elif want.target.endswith("_norm.weight"):
-                yield dataclasses.replace(want, change=plus_one)
+                yield dataclasses.replace(want, changes=(plus_one,))
             else:
                 yield want
 
     def _norm(self, target: str, source: str) -> Want:
-        return Want(f"{target}.weight", f"{source}.weight", (self.hidden,), change=plus_one)
+        return Want(f"{target}.weight", f"{source}.weight", (self.hidden,), changes=(plus_one,))
 
 
 class Qwen35MoeModel(Qwen35Model):

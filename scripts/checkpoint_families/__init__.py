@@ -7,7 +7,9 @@ A module says
     PRE         the pre-tokenizer's name that upstream's converter is told; None: its own hash knows it
     tensors     a function (config) → {name: shape}, only where transformers cannot make the model
     BYTES       with it: endings of the names of U8 tensors, and the smallest and largest byte of each
-    TYPES       the types that upstream can make of it, if not all
+    DTYPE       torch's name of the weights' type, if not bfloat16
+    STANDS_IN   True if that vocabulary is another family's, because llama.cpp carries none of its own kind
+    REQUANTIZE  True if both sides are told to quantize again what is quantized already
 and, where the family needs it,
     FILES       {path: JSON content} of more files in the folder
     write_tokenizer     a function (folder, vocabulary, context_length) for another kind of tokenizer

@@ -4,6 +4,7 @@ from checkpoint_gemma import write_gemma
 
 WHAT = "EmbeddingGemma: no `model.` before the names, both ways, Llama 2's vocabulary"
 VOCABULARY = "llama-spm"
+STANDS_IN = True
 PRE = None
 CONFIG = {
     "architectures": ["Gemma3TextModel"],

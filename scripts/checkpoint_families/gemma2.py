@@ -4,6 +4,7 @@ from checkpoint_gemma import write_gemma
 
 WHAT = "Gemma 2: norms stored as what they add to 1, capped logits, Llama 2's vocabulary"
 VOCABULARY = "llama-spm"
+STANDS_IN = True
 PRE = None
 CONFIG = {
     "architectures": ["Gemma2ForCausalLM"],

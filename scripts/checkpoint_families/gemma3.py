@@ -4,6 +4,7 @@ from checkpoint_gemma import write_gemma
 
 WHAT = "Gemma 3: norms on queries and keys, linear rope scaling, local rope base, Llama 2's vocabulary"
 VOCABULARY = "llama-spm"
+STANDS_IN = True
 PRE = None
 CONFIG = {
     "architectures": ["Gemma3ForCausalLM"],

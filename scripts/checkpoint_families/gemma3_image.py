@@ -8,6 +8,7 @@ from checkpoint_gemma import write_gemma
 
 WHAT = "Gemma 3's text model out of a multimodal checkpoint: sparse text_config, the vision tower left out"
 VOCABULARY = "llama-spm"
+STANDS_IN = True
 PRE = None
 CONFIG = {
     "architectures": ["Gemma3ForConditionalGeneration"],

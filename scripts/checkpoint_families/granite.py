@@ -1,7 +1,7 @@
 """Granite 3: a Llama with four scales."""
 
 WHAT = "Granite 3: four scales, tied embeddings, grouped queries"
-VOCABULARY = None
+VOCABULARY = "refact"  # which is Granite's
 PRE = None
 CONFIG = {
     "architectures": ["GraniteForCausalLM"],

@@ -1,7 +1,7 @@
 """Granite 3 with experts: gate and up of all experts in one tensor."""
 
 WHAT = "Granite 3 MoE: gate and up of all experts in one tensor, scales, tied embeddings"
-VOCABULARY = None
+VOCABULARY = "refact"  # which is Granite's
 PRE = None
 CONFIG = {
     "architectures": ["GraniteMoeForCausalLM"],

@@ -3,7 +3,7 @@
 from checkpoint_families import qwen3_moe
 
 WHAT = "Qwen3 MoE: experts in stacks, gates over ups, untied"
-VOCABULARY = None
+VOCABULARY = "qwen2"
 PRE = None
 CONFIG = {**qwen3_moe.CONFIG, "num_hidden_layers": 2, "tie_word_embeddings": False}
 

@@ -1,7 +1,13 @@
 """SmolLM3: rotary positions in three layers of four, tied embeddings."""
 
-WHAT = "SmolLM3: tied embeddings that config.json is silent about"
-VOCABULARY = None
+import dataclasses
+from pathlib import Path
+
+from checkpoint_vocabulary import Vocabulary
+from checkpoint_vocabulary import write_tokenizer as write_byte_level_bpe
+
+WHAT = "SmolLM3: tied embeddings that config.json is silent about, Llama 3's vocabulary without a BOS"
+VOCABULARY = "llama-bpe"
 PRE = None
 CONFIG = {
     "architectures": ["SmolLM3ForCausalLM"],
@@ -18,3 +24,8 @@ CONFIG = {
     "no_rope_layer_interval": 4,
     "no_rope_layers": [1, 1, 1, 0],
 }
+
+
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, *, context_length: int) -> None:
+    """Write the tokenizer's files: nothing is put before a text."""
+    write_byte_level_bpe(folder, dataclasses.replace(vocabulary, add_bos=False), context_length=context_length)

@@ -23,6 +23,32 @@ FILES = bpe_files(SMOLLM_SPLITTER)
 VOCABULARY = vocabulary_size(FILES)
 
 Arrays = dict[str, NDArray[Any]]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def outer_shapes(hidden: int, *, tied: bool, prefix: str = "model.") -> Shapes:
+    """Return the shapes of what most text models have around their layers."""
+    found: Shapes = {f"{prefix}embed_tokens.weight": (VOCABULARY, hidden), f"{prefix}norm.weight": (hidden,)}
+    return found if tied else {**found, "lm_head.weight": (VOCABULARY, hidden)}
+
+
+def attention_shapes(block: str, hidden: int, queries: int, keys: int) -> Shapes:
+    """Return the shapes of a layer's attention, with so many rows of queries and of keys."""
+    rows = {"q": queries, "k": keys, "v": keys}
+    found: Shapes = {f"{block}.self_attn.{letter}_proj.weight": (count, hidden) for letter, count in rows.items()}
+    return {**found, f"{block}.self_attn.o_proj.weight": (hidden, queries)}
+
+
+def gated_shapes(name: str, hidden: int, width: int) -> Shapes:
+    """Return the shapes of a gated feed-forward network."""
+    found: Shapes = {f"{name}.{part}_proj.weight": (width, hidden) for part in ("gate", "up")}
+    return {**found, f"{name}.down_proj.weight": (hidden, width)}
+
+
+def llama_shapes(block: str, hidden: int, width: int, queries: int, keys: int) -> Shapes:
+    """Return the shapes of a layer of Llama and of the many that share its names."""
+    norms: Shapes = {f"{block}.{norm}_layernorm.weight": (hidden,) for norm in ("input", "post_attention")}
+    return norms | attention_shapes(block, hidden, queries, keys) | gated_shapes(f"{block}.mlp", hidden, width)
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> Arrays:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from app.errors import CheckpointError
+from app.models.gguf import read_header
 from quantize.pipeline import prepare, quantize
 from tests.quantize.family_files import (
     VOCABULARY,
@@ -19,6 +20,7 @@ from tests.quantize.family_files import (
     logits_of,
     random_weights,
     rounded,
+    tensor_bytes,
     write_checkpoint,
 )
 
@@ -117,6 +119,21 @@ def test_every_multiplier_is_in_the_weights(tmp_path: Path) -> None:
     expected = weights["model.layers.1.mamba.in_proj.weight"] * np.float32(1.3) * rows
     assert np.array_equal(arrays["blk.1.ssm_in.weight"], rounded(expected))
     assert np.isfinite(logits_of(tmp_path / "ours.gguf")).all()
+
+
+def test_f16_is_multiplied_in_f16_step_by_step(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    weights = {
+        name: random.normal(1.0, 0.3, values.shape).astype(np.float16).astype(np.float32)
+        for name, values in random_tensors().items()
+    }
+    quantize(make(tmp_path, weights, "F16"), "f16", tmp_path / "out.gguf")
+    stored = weights["model.layers.1.self_attn.k_proj.weight"].astype(np.float16)
+    once = (stored.astype(np.float32) * np.float32(0.3)).astype(np.float16)
+    twice = (once.astype(np.float32) * np.float32(0.9)).astype(np.float16)
+    assert tensor_bytes(read_header(tmp_path / "out.gguf"))["blk.1.attn_k.weight"] == twice.tobytes()
+    together = (stored.astype(np.float32) * np.float32(0.3) * np.float32(0.9)).astype(np.float16)
+    assert not np.array_equal(twice, together)  # the weights can tell
 
 
 def test_tensors_of_mamba(tmp_path: Path) -> None:

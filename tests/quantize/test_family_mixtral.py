@@ -12,12 +12,13 @@ from app.errors import CheckpointError
 from quantize.pipeline import prepare
 from quantize.tensors import rope_pairs
 from tests.quantize.family_files import (
-    VOCABULARY,
     Arrays,
+    attention_shapes,
     changed_config,
     check_against_llama_cpp,
     floats,
     logits_of,
+    outer_shapes,
     random_weights,
     write_checkpoint,
 )
@@ -40,16 +41,11 @@ STACKS = {"gate": ("w1", (WIDTH, HIDDEN)), "down": ("w2", (HIDDEN, WIDTH)), "up"
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Return every stored tensor's shape."""
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-        "lm_head.weight": (VOCABULARY, HIDDEN),
-    }
+    found = outer_shapes(HIDDEN, tied=False)
     for layer in range(LAYERS):
         block = f"model.layers.{layer}"
         found |= {f"{block}.{norm}_layernorm.weight": (HIDDEN,) for norm in ("input", "post_attention")}
-        found |= {f"{block}.self_attn.{letter}_proj.weight": (HIDDEN, HIDDEN) for letter in "qo"}
-        found |= {f"{block}.self_attn.{letter}_proj.weight": (KEY_HEADS * HEAD, HIDDEN) for letter in "kv"}
+        found |= attention_shapes(block, HIDDEN, HIDDEN, KEY_HEADS * HEAD)
         found[f"{block}.block_sparse_moe.gate.weight"] = (EXPERTS, HIDDEN)
         for expert in range(EXPERTS):
             for name, shape in STACKS.values():

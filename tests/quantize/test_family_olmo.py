@@ -11,11 +11,13 @@ import pytest
 from app.errors import CheckpointError
 from quantize.pipeline import prepare
 from tests.quantize.family_files import (
-    VOCABULARY,
+    attention_shapes,
     changed_config,
     check_against_llama_cpp,
     floats,
+    gated_shapes,
     logits_of,
+    outer_shapes,
     random_weights,
     write_checkpoint,
 )
@@ -37,21 +39,16 @@ YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 
 def shapes(*, biases: bool = False) -> dict[str, tuple[int, ...]]:
     """Return every stored tensor's shape."""
     keys = KEY_HEADS * HEAD
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-        "lm_head.weight": (VOCABULARY, HIDDEN),
-    }
+    found = outer_shapes(HIDDEN, tied=False)
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}"
         found |= {f"{prefix}.post_{norm}_layernorm.weight": (HIDDEN,) for norm in ("attention", "feedforward")}
-        for name, rows in {"q": HIDDEN, "k": keys, "v": keys, "o": HIDDEN}.items():
-            found[f"{prefix}.self_attn.{name}_proj.weight"] = (rows, HIDDEN)
-            if biases:
-                found[f"{prefix}.self_attn.{name}_proj.bias"] = (rows,)
+        attention = attention_shapes(prefix, HIDDEN, HIDDEN, keys)
+        found |= attention
+        if biases:
+            found |= {f"{name.removesuffix('weight')}bias": shape[:1] for name, shape in attention.items()}
         found |= {f"{prefix}.self_attn.{name}_norm.weight": (rows,) for name, rows in (("q", HIDDEN), ("k", keys))}
-        found |= {f"{prefix}.mlp.{name}_proj.weight": (WIDTH, HIDDEN) for name in ("gate", "up")}
-        found[f"{prefix}.mlp.down_proj.weight"] = (HIDDEN, WIDTH)
+        found |= gated_shapes(f"{prefix}.mlp", HIDDEN, WIDTH)
     return found
 
 

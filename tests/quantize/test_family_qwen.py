@@ -14,12 +14,13 @@ from app.errors import CheckpointError, PestleError, TokenizerError
 from quantize.pipeline import prepare
 from tests.quantize.family_files import (
     FILES,
-    VOCABULARY,
     Arrays,
     changed_config,
     check_against_llama_cpp,
     floats,
+    llama_shapes,
     logits_of,
+    outer_shapes,
     random_weights,
     write_checkpoint,
 )
@@ -42,24 +43,16 @@ def shapes(config: dict[str, Any], prefix: str = "model.") -> dict[str, tuple[in
     """Return every stored tensor's shape; the head of an untied model is included."""
     qwen3 = config["model_type"] == "qwen3"
     head = config.get("head_dim", 128 if qwen3 else HIDDEN // HEADS)
-    found: dict[str, tuple[int, ...]] = {
-        f"{prefix}embed_tokens.weight": (VOCABULARY, HIDDEN),
-        f"{prefix}norm.weight": (HIDDEN,),
-    }
-    if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = (VOCABULARY, HIDDEN)
+    found = outer_shapes(HIDDEN, tied=config["tie_word_embeddings"], prefix=prefix)
+    queries, keys = HEADS * head, KEY_HEADS * head
     for layer in range(LAYERS):
         block = f"{prefix}layers.{layer}"
-        found |= {f"{block}.{norm}_layernorm.weight": (HIDDEN,) for norm in ("input", "post_attention")}
-        for letter, rows in (("q", HEADS * head), ("k", KEY_HEADS * head), ("v", KEY_HEADS * head)):
-            found[f"{block}.self_attn.{letter}_proj.weight"] = (rows, HIDDEN)
-            if not qwen3:
-                found[f"{block}.self_attn.{letter}_proj.bias"] = (rows,)
-        found[f"{block}.self_attn.o_proj.weight"] = (HIDDEN, HEADS * head)
+        found |= llama_shapes(block, HIDDEN, WIDTH, queries, keys)
         if qwen3:
             found |= {f"{block}.self_attn.{letter}_norm.weight": (head,) for letter in "qk"}
-        found |= {f"{block}.mlp.{name}_proj.weight": (WIDTH, HIDDEN) for name in ("gate", "up")}
-        found[f"{block}.mlp.down_proj.weight"] = (HIDDEN, WIDTH)
+        else:
+            rows = (("q", queries), ("k", keys), ("v", keys))
+            found |= {f"{block}.self_attn.{letter}_proj.bias": (count,) for letter, count in rows}
     return found
 
 

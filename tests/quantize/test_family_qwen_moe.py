@@ -14,12 +14,14 @@ from app.models.gguf import read_header
 from quantize.pipeline import prepare, quantize
 from tests.quantize.checkpoints import encode, write_safetensors
 from tests.quantize.family_files import (
-    VOCABULARY,
     Arrays,
+    attention_shapes,
     changed_config,
     check_against_llama_cpp,
     floats,
+    gated_shapes,
     logits_of,
+    outer_shapes,
     random_weights,
     write_checkpoint,
 )
@@ -50,39 +52,27 @@ def shapes(config: dict[str, Any], *, fused: bool = False) -> dict[str, tuple[in
     """Return every stored tensor's shape."""
     qwen3 = config["model_type"] == "qwen3_moe"
     head = config.get("head_dim", HIDDEN // HEADS)
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-    }
-    if not config["tie_word_embeddings"]:
-        found["lm_head.weight"] = (VOCABULARY, HIDDEN)
+    found = outer_shapes(HIDDEN, tied=config["tie_word_embeddings"])
+    queries, keys = HEADS * head, KEY_HEADS * head
     for layer in range(LAYERS):
         block = f"model.layers.{layer}"
         found |= {f"{block}.{norm}_layernorm.weight": (HIDDEN,) for norm in ("input", "post_attention")}
-        for letter, rows in (("q", HEADS * head), ("k", KEY_HEADS * head), ("v", KEY_HEADS * head)):
-            found[f"{block}.self_attn.{letter}_proj.weight"] = (rows, HIDDEN)
-            if not qwen3:
-                found[f"{block}.self_attn.{letter}_proj.bias"] = (rows,)
-        found[f"{block}.self_attn.o_proj.weight"] = (HIDDEN, HEADS * head)
+        found |= attention_shapes(block, HIDDEN, queries, keys)
         found[f"{block}.mlp.gate.weight"] = (EXPERTS, HIDDEN)
         if qwen3:
             found |= {f"{block}.self_attn.{letter}_norm.weight": (head,) for letter in "qk"}
         else:
+            rows = (("q", queries), ("k", keys), ("v", keys))
+            found |= {f"{block}.self_attn.{letter}_proj.bias": (count,) for letter, count in rows}
             found[f"{block}.mlp.shared_expert_gate.weight"] = (1, HIDDEN)
-            found |= gated(f"{block}.mlp.shared_expert", SHARED)
+            found |= gated_shapes(f"{block}.mlp.shared_expert", HIDDEN, SHARED)
         if fused:
             found[f"{block}.mlp.experts.gate_up_proj"] = (EXPERTS, 2 * WIDTH, HIDDEN)
             found[f"{block}.mlp.experts.down_proj"] = (EXPERTS, HIDDEN, WIDTH)
         else:
             for expert in range(EXPERTS):
-                found |= gated(f"{block}.mlp.experts.{expert}", WIDTH)
+                found |= gated_shapes(f"{block}.mlp.experts.{expert}", HIDDEN, WIDTH)
     return found
-
-
-def gated(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a gated feed-forward network."""
-    wide = {f"{name}.{part}_proj.weight": (width, HIDDEN) for part in ("gate", "up")}
-    return {**wide, f"{name}.down_proj.weight": (HIDDEN, width)}
 
 
 def stack(weights: Arrays, layer: int, name: str) -> np.ndarray[Any, Any]:

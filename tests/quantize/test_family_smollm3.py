@@ -16,7 +16,9 @@ from tests.quantize.family_files import (
     changed_config,
     check_against_llama_cpp,
     floats,
+    llama_shapes,
     logits_of,
+    outer_shapes,
     random_weights,
     write_checkpoint,
 )
@@ -36,17 +38,9 @@ CONFIG: dict[str, Any] = {
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Return every stored tensor's shape; the embeddings are tied."""
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-    }
+    found = outer_shapes(HIDDEN, tied=True)
     for layer in range(LAYERS):
-        prefix = f"model.layers.{layer}"
-        found |= {f"{prefix}.{norm}_layernorm.weight": (HIDDEN,) for norm in ("input", "post_attention")}
-        rows = {"q": HEADS * HEAD, "k": KEY_HEADS * HEAD, "v": KEY_HEADS * HEAD, "o": HIDDEN}
-        found |= {f"{prefix}.self_attn.{name}_proj.weight": (count, HIDDEN) for name, count in rows.items()}
-        found |= {f"{prefix}.mlp.{name}_proj.weight": (WIDTH, HIDDEN) for name in ("gate", "up")}
-        found[f"{prefix}.mlp.down_proj.weight"] = (HIDDEN, WIDTH)
+        found |= llama_shapes(f"model.layers.{layer}", HIDDEN, WIDTH, HEADS * HEAD, KEY_HEADS * HEAD)
     return found
 
 

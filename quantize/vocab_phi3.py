@@ -8,17 +8,12 @@ from app.errors import TokenizerError
 from quantize.header import KeyTable
 from quantize.source import Source
 from quantize.special_tokens import find_special_tokens
-from quantize.vocab import (
-    CONTROL,
-    USER_DEFINED,
-    damage_named,
-    is_sentencepiece,
-    sentencepiece_pieces,
-    set_bpe_vocabulary,
-)
+from quantize.vocab import set_bpe_vocabulary
+from quantize.vocab_sentencepiece import is_sentencepiece, sentencepiece_pieces
+from quantize.vocab_tokens import CONTROL, USER_DEFINED, damage_named
 
 
-def set_phi3_vocabulary(keys: KeyTable, source: Source, size: int) -> None:
+def set_vocab_phi3ulary(keys: KeyTable, source: Source, size: int) -> None:
     """Set the tokenizer's keys for `size` rows of embeddings.
 
     Raises `TokenizerError` that says which file is missing, damaged or beyond what can be carried over exactly.
