@@ -1,198 +1,181 @@
-"""Our filters against llama.cpp's own sampler chain, on the same logits."""
+"""Our filters against llama.cpp's own sampler chain, on the same logits; our draws against the probabilities."""
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.llama.library import load
 from app.messages import Sampling
-from app.worker.sampler import NO_TOKEN, TokenSampler, largest, logprobs, sample
-from app.worker.sampler import block_maxima_of as maxima
+from app.worker.sampling.batch import NO_TOKEN, distribution, sample
+from app.worker.sampling.edits import apply_mask, edit
+from app.worker.sampling.largest import largest
+from app.worker.sampling.logprobs import raw_logprobs
+from app.worker.sampling.sampler import TokenSampler
+from app.worker.sampling.threads import RowThreads
 
-VOCABULARY = 5000
-HISTORY = np.array([1, 5, 5, 7, 42, 42, 42, 300, 4999, 17] * 10, np.int32)
+sys.path.insert(0, str(Path(__file__).parent))
+import llama_chain
 
-
-def rows(count: int, spread: float = 3.0, vocabulary: int = VOCABULARY, seed: int = 0) -> np.ndarray:
-    return (np.random.default_rng(seed).standard_normal((count, vocabulary)) * spread).astype(np.float32)
-
-
-def llama_distribution(row: np.ndarray, sampling: Sampling) -> dict[int, float]:
-    """Return what llama.cpp's chain, in the order of its default, leaves of a row."""
-    llama = load()
-    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    biases = (llama.llama_logit_bias * max(len(sampling.logit_bias), 1))(*sampling.logit_bias.items())
-    last_n = len(HISTORY) if sampling.repeat_last_n < 0 else sampling.repeat_last_n
-    penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-    penalizer = llama.llama_sampler_init_penalties(len(row), last_n, *penalties)
-    for token in HISTORY.tolist():
-        llama.llama_sampler_accept(penalizer, token)
-    for sampler in (
-        llama.llama_sampler_init_logit_bias(len(row), len(sampling.logit_bias), biases),
-        penalizer,
-        llama.llama_sampler_init_top_k(sampling.top_k),
-        llama.llama_sampler_init_top_p(sampling.top_p, 0),
-        llama.llama_sampler_init_min_p(sampling.min_p, 0),
-        llama.llama_sampler_init_temp(sampling.temperature),
-        llama.llama_sampler_init_dist(1),
-    ):
-        llama.llama_sampler_chain_add(chain, sampler)
-    entries: Any = (llama.llama_token_data * len(row))(
-        *((token, logit, 0.0) for token, logit in enumerate(row.tolist()))
-    )
-    array = llama.llama_token_data_array(entries, len(row), -1, False)
-    llama.llama_sampler_apply(chain, ctypes.byref(array))
-    result = {array.data[index].id: array.data[index].p for index in range(array.size)}
-    llama.llama_sampler_free(chain)
-    return {token: probability for token, probability in result.items() if probability > 0}
+VOCABULARY = 2085  # no multiple of a group
+ROWS = 1000
+LIMIT = 1e-5
 
 
-def our_distribution(row: np.ndarray, sampling: Sampling) -> dict[int, float]:
-    row = row.copy()
-    sampler = TokenSampler(sampling, len(row))
-    if sampler.edits:
-        sampler.edit(row, HISTORY)
-    ids, probabilities = sampler.distribution(row)
-    return dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+def realistic(rows: int, vocabulary: int, seed: int = 0) -> np.ndarray:
+    """Return logits as models give them: a few tokens far above a broad rest."""
+    random = np.random.default_rng(seed)
+    logits = random.standard_normal((rows, vocabulary)) * 1.5
+    for row in logits:
+        best = random.choice(vocabulary, 200, replace=False)
+        row[best] += random.uniform(6, 14) - random.uniform(0.8, 3.0) * np.log(np.arange(1, 201))
+    return logits.astype(np.float32)
+
+
+def hostile(rows: int, vocabulary: int, seed: int = 1) -> np.ndarray:
+    """Return logits with ties, with minus infinity, huge, flat, and nearly so."""
+    random = np.random.default_rng(seed)
+    logits = (random.standard_normal((rows, vocabulary)) * 3).astype(np.float32)
+    for index, row in enumerate(logits):
+        kind = index % 8
+        if kind == 0:
+            row[:] = np.round(row * 2) / 2
+        elif kind == 1:
+            row[random.random(vocabulary) < 0.95] = -np.inf
+        elif kind == 2:
+            row *= 1e4
+        elif kind == 3:
+            row[:] = row[0]
+        elif kind == 4:
+            row *= 1e-3
+        elif kind == 5:
+            row[random.integers(vocabulary)] = 60.0
+        elif kind == 6:
+            row[:] = np.linspace(-20, 20, vocabulary)[:: 1 if index % 16 < 8 else -1]
+        else:
+            row -= 500
+    return logits
+
+
+def histories(rows: int, vocabulary: int) -> list[np.ndarray]:
+    """Return token histories of 1 to 300 tokens that repeat themselves."""
+    random = np.random.default_rng(2)
+    phrase = random.integers(0, vocabulary, 9)
+    found = []
+    for index in range(rows):
+        noise = random.integers(0, vocabulary, 300)
+        again = np.tile(phrase, 34)[:300]
+        mixed = np.where(random.random(300) < (index % 10) / 10, noise, again)
+        found.append(mixed[: 1 + index % 300].astype(np.int32))
+    return found
+
+
+LOGITS = np.concatenate([realistic(ROWS * 3 // 4, VOCABULARY), hostile(ROWS // 4, VOCABULARY)])
+HISTORIES = histories(ROWS, VOCABULARY)
+HISTORY = np.array([1, 5, 5, 7, 42, 42, 42, 300, 1999, 17] * 10, np.int32)
+
+
+def ours(row: np.ndarray, sampling: Sampling, history: np.ndarray) -> np.ndarray:
+    logits, sampler = row[None].copy(), TokenSampler(sampling, len(row))
+    edit(logits, [sampler], [history])
+    ids, probabilities = distribution(logits, sampler)
+    result = np.zeros(len(row))
+    result[ids] = probabilities
+    return result
+
+
+def same(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return bool(np.abs(ours - theirs).max() <= LIMIT)
+
+
+def same_but_for_ties(row: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Of equal logits at a filter's edge, either may be kept: llama.cpp's sort is not stable."""
+    kept, others = (ours > 0) & (theirs == 0), (theirs > 0) & (ours == 0)
+    ties = set(row[kept].tolist()) == set(row[others].tolist())
+    return ties and bool(np.abs(np.sort(ours) - np.sort(theirs)).max() <= LIMIT)
+
+
+def same_but_for_the_edge(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """The last token of top-p or typical may fall on either side, for sums are rounded: one token or equal ones."""
+    both = (ours > 0) & (theirs > 0)
+    if not both.any():
+        return False
+    either = ((ours > 0) | (theirs > 0)) & ~both
+    few = either.sum() <= max(1, 0.002 * both.sum())
+    return bool(few) and same(np.where(both, ours, 0) / ours[both].sum(), np.where(both, theirs, 0) / theirs[both].sum())
 
 
 CASES = {
+    "nothing": Sampling(),
     "temperature": Sampling(temperature=0.7),
+    "temperature, low": Sampling(temperature=0.05),
+    "temperature, high": Sampling(temperature=2.0),
     "top_k": Sampling(top_k=40),
-    "top_k over the number of blocks": Sampling(top_k=1000),
+    "top_k over the number of groups": Sampling(top_k=1000),
     "top_k over the vocabulary": Sampling(top_k=100_000),
     "top_k one": Sampling(top_k=1),
+    "typical": Sampling(typical_p=0.9),
+    "typical, small": Sampling(typical_p=0.2),
     "top_p": Sampling(top_p=0.9),
-    "top_p small": Sampling(top_p=0.01),
+    "top_p, small": Sampling(top_p=0.01),
+    "top_p, large": Sampling(top_p=0.999),
     "min_p": Sampling(min_p=0.05),
+    "xtc": Sampling(xtc_probability=1.0, xtc_threshold=0.1),
+    "xtc, low threshold": Sampling(xtc_probability=1.0, xtc_threshold=0.02, temperature=0.8),
+    "xtc, off": Sampling(xtc_probability=1.0, xtc_threshold=0.51),
     "repeat": Sampling(repeat_penalty=1.3),
     "repeat, short window": Sampling(repeat_penalty=1.3, repeat_last_n=4),
     "repeat, whole slot": Sampling(repeat_penalty=1.1, repeat_last_n=-1),
     "no window": Sampling(repeat_penalty=1.3, repeat_last_n=0),
     "presence": Sampling(presence_penalty=1.5),
     "frequency": Sampling(frequency_penalty=0.5),
+    "dry": Sampling(dry_multiplier=0.8),
+    "dry, whole slot": Sampling(dry_multiplier=1.2, dry_base=1.1, dry_allowed_length=0, dry_penalty_last_n=-1),
     "bias": Sampling(logit_bias={3: 10.0, 42: -100.0}),
     "usual": Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05),
     "top_p and min_p": Sampling(temperature=1.4, top_p=0.97, min_p=0.02),
+    "top_k and typical": Sampling(top_k=100, typical_p=0.8),
+    "typical and top_p": Sampling(typical_p=0.9, top_p=0.8, temperature=0.9),
+    "min_p and xtc": Sampling(min_p=0.02, xtc_probability=1.0, xtc_threshold=0.05),
     "everything": Sampling(
         temperature=1.2,
         top_k=200,
+        typical_p=0.95,
         top_p=0.9,
         min_p=0.01,
         repeat_penalty=1.2,
         presence_penalty=0.3,
         frequency_penalty=-0.2,
         logit_bias={5: 4.0, 100: 6.0},
+        dry_multiplier=0.5,
+        xtc_probability=1.0,
+        xtc_threshold=0.15,
     ),
-    "greedy": Sampling(temperature=0.0, top_k=40, repeat_penalty=1.2),
+    "temperature 0": Sampling(temperature=0.0, top_k=40, repeat_penalty=1.2),
+    "temperature 0 and xtc": Sampling(temperature=0.0, min_p=0.01, xtc_probability=1.0),
+    "temperature 0, xtc alone": Sampling(temperature=0.0, xtc_probability=1.0),
+    "temperature 0 and typical": Sampling(temperature=0.0, typical_p=0.5),
 }
 
 
-@pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
 @pytest.mark.parametrize("sampling", CASES.values(), ids=CASES.keys())
-def test_probabilities_equal_llama_cpp(sampling: Sampling, spread: float) -> None:
-    for row in rows(3, spread):
-        theirs, ours = llama_distribution(row, sampling), our_distribution(row, sampling)
-        for token in theirs.keys() | ours.keys():
-            # A token at the very edge of top-p may fall on either side by rounding.
-            assert abs(theirs.get(token, 0.0) - ours.get(token, 0.0)) <= 1e-5, token
-        assert sum(ours.values()) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_a_real_vocabulary_that_is_no_multiple_of_the_block() -> None:
-    row = rows(1, vocabulary=49_153)[0]
-    row[-1] = 30.0
-    sampling = Sampling(temperature=0.8, top_k=40, top_p=0.95)
-    assert our_distribution(row, sampling) == pytest.approx(llama_distribution(row, sampling), abs=1e-5)
-    assert sample(row[None].copy(), [TokenSampler(Sampling(seed=1), 49_153)], [HISTORY]) == [49_152]
-
-
-def test_equal_logits_are_taken_by_their_number() -> None:
-    row = np.zeros(1000, np.float32)
-    assert largest(row, 5, maxima(row[None])[0]).tolist() == [0, 1, 2, 3, 4]
-
-
-def test_greedy_rows_take_the_best_token() -> None:
-    logits = rows(8)
-    expected = logits.argmax(axis=1).tolist()
-    samplers = [TokenSampler(Sampling(temperature=0), VOCABULARY) for _ in logits]
-    assert sample(logits, samplers, [HISTORY] * 8) == expected
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=0.9, seed=3),
-        Sampling(temperature=0.8, top_k=12, top_p=0.9, seed=4),
-        Sampling(top_p=0.8, seed=5),
-        Sampling(min_p=0.1, temperature=1.5, seed=6),
-    ],
-)
-def test_draws_follow_the_distribution(sampling: Sampling) -> None:
-    row = rows(1, spread=2.0, vocabulary=400, seed=9)[0]
-    expected = our_distribution(row, sampling)
-    sampler = TokenSampler(sampling, len(row))
-    draws = 4000
-    counts = np.bincount([sample(row[None], [sampler], [HISTORY])[0] for _ in range(draws)], minlength=len(row))
-    assert set(np.flatnonzero(counts).tolist()) <= expected.keys()
-    often = [token for token, probability in expected.items() if probability * draws >= 5]
-    rest = draws * (1 - sum(expected[token] for token in often))
-    chi_square = sum((counts[token] - draws * expected[token]) ** 2 / (draws * expected[token]) for token in often)
-    if rest >= 5:
-        chi_square += (draws - sum(counts[token] for token in often) - rest) ** 2 / rest
-    freedom = len(often)
-    assert chi_square < freedom + 5 * np.sqrt(2 * freedom)
-
-
-def test_a_seed_gives_the_same_draws_whatever_else_is_in_the_batch() -> None:
-    logits = rows(4, spread=1.0)
-    sampling = Sampling(temperature=1.0, top_k=50, seed=7)
-    alone, in_batch = TokenSampler(sampling, VOCABULARY), TokenSampler(sampling, VOCABULARY)
-    others = [TokenSampler(Sampling(top_k=5), VOCABULARY), TokenSampler(Sampling(temperature=0), VOCABULARY)]
-    for row in logits:
-        expected = sample(row[None].copy(), [alone], [HISTORY])[0]
-        batch = np.stack([logits[0], row, logits[1]])
-        assert sample(batch, [others[0], in_batch, others[1]], [HISTORY] * 3)[1] == expected
-
-
-def test_different_seeds_and_no_seed_differ() -> None:
-    row = rows(1, spread=0.1)
-
-    def draws(seed: int | None) -> list[int]:
-        sampler = TokenSampler(Sampling(seed=seed), VOCABULARY)
-        return [sample(row, [sampler], [HISTORY])[0] for _ in range(8)]
-
-    assert draws(1) == draws(1) != draws(2)
-    assert draws(None) != draws(None)
-    assert draws(-5) == draws(-5)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_rows_without_numbers_are_told_apart(temperature: float) -> None:
-    logits = rows(4)
-    logits[1, 17] = np.nan
-    logits[2] = -np.inf
-    samplers = [TokenSampler(Sampling(temperature=temperature, top_k=4), VOCABULARY) for _ in logits]
-    tokens = sample(logits, samplers, [HISTORY] * 4)
-    assert [token == NO_TOKEN for token in tokens] == [False, True, True, False]
-
-
-def test_forbidden_tokens_are_never_drawn() -> None:
-    row = np.zeros((1, 300), np.float32)
-    row[0, 7] = 20.0
-    sampler = TokenSampler(Sampling(seed=1), 300, np.array([7], np.int32))
-    assert all(sample(row.copy(), [sampler], [HISTORY])[0] != 7 for _ in range(50))
-
-
-def test_logprobs_are_the_log_softmax_of_the_raw_row() -> None:
-    row = rows(1)[0]
-    expected = row.astype(np.float64) - np.log(np.exp(row.astype(np.float64)).sum())
-    log_sum, top = logprobs(row, 5)
-    best = np.argsort(-row)[:5]
-    assert [token for token, _ in top] == best.tolist()
-    assert [logprob for _, logprob in top] == pytest.approx(expected[best].tolist(), abs=1e-5)
-    assert float(row[123]) - log_sum == pytest.approx(expected[123], abs=1e-5)
+def test_probabilities_equal_llama_cpp(sampling: Sampling) -> None:
+    compared, at_edges = 0, 0
+    for index, (row, history) in enumerate(zip(LOGITS, HISTORIES, strict=True)):
+        if sampling.typical_p < 1 and row.max() - row.min() > 80:
+            continue  # llama.cpp's entropy is not a number where a probability is 0
+        got, (expected, _) = ours(row, sampling, history), llama_chain.probabilities(row, sampling, history)
+        compared += 1
+        if same(got, expected):
+            continue
+        edited = row[None].copy()
+        edit(edited, [TokenSampler(sampling, len(row))], [history])
+        if same_but_for_ties(edited[0], got, expected):
+            continue
+        at_edges += 1
+        assert same_but_for_the_edge(got, expected), index
+        assert sampling.top_p < 1 or sampling.typical_p < 1, index
+    assert compared >= 0.85 * ROWS
+    assert at_edges <= 0.06 * ROWS
