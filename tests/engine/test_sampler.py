@@ -292,7 +292,9 @@ def test_a_row_is_drawn_the_same_whatever_else_is_in_the_batch(vocabulary: int) 
 
     def samplers() -> list[TokenSampler]:
         return [
-            TokenSampler(Sampling(**{name: getattr(way, name) for name in way.__struct_fields__} | {"seed": seed}), vocabulary)
+            TokenSampler(
+                Sampling(**{name: getattr(way, name) for name in way.__struct_fields__} | {"seed": seed}), vocabulary
+            )
             for seed, way in enumerate(ways)
         ]
 
@@ -336,7 +338,13 @@ def test_rows_without_numbers_are_told_apart(sampling: Sampling) -> None:
     details = raw_logprobs(logits, [2] * 5, [False] * 5)
     tokens = sample(logits, samplers, [HISTORY] * 5)
     assert [token == NO_TOKEN for token in tokens] == [False, True, True, True, False]
-    assert [detail is not None and np.isfinite(detail.log_sum) for detail in details] == [True, False, False, False, True]
+    assert [detail is not None and np.isfinite(detail.log_sum) for detail in details] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("sampling", [*WAYS, CASES["everything"]])

@@ -17,7 +17,9 @@ from app.worker.sampling.dry import Dry
 sys.path.insert(0, str(Path(__file__).parent))
 import llama_chain
 
-TEXT = "The cat sat on the mat: the cat sat on the mat.\nThe cat sat on the mat: the cat sat on the mat, and then *the cat"
+TEXT = (
+    "The cat sat on the mat: the cat sat on the mat.\nThe cat sat on the mat: the cat sat on the mat, and then *the cat"
+)
 ENDS = ["", " sat", " sat on the", ":", ' "the cat', "\nThe", "日本語の日本", " naïve naïv"]
 
 

@@ -172,7 +172,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", "null"),
     ({"messages": [{**USER, "colour": 1}]}, "messages[0].colour", "no field"),
     ({"max_token": 3}, "max_token", "did you mean 'max_tokens'"),
-    ({"repetition_penalty": 1.1}, "repetition_penalty", "no field"),
+    ({"length_penalty": 1.1}, "length_penalty", "no field"),
 ]
 
 
@@ -280,7 +280,9 @@ class TestChat:
                 stop_token_ids=[0, 7],
             )
         ).generation_request("r")
-        assert request.sampling == Sampling(0.0, 40, 0.5, 0.1, 1.1, -1, 1.0, -1.0, {7: -100.0}, -5, 0.8, 0.5, 0.2, 0.7, 1.5, 3, -1, (".", "é"))
+        assert request.sampling == Sampling(
+            0.0, 40, 0.5, 0.1, 1.1, -1, 1.0, -1.0, {7: -100.0}, -5, 0.8, 0.5, 0.2, 0.7, 1.5, 3, -1, (".", "é")
+        )
         assert (request.n, request.max_tokens, request.max_tokens_param) == (3, 9, "max_completion_tokens")
         assert (request.stop, request.top_logprobs, request.ignore_eos) == (["x"], 4, True)
         assert (request.min_tokens, request.stop_tokens) == (9, [0, 7])

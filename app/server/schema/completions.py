@@ -17,7 +17,6 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's, and vLLM's
 MAX_PROMPTS = 128
 
 
-
 class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body; what becomes of each field stands in `fields.COMPLETIONS`."""
 

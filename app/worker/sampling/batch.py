@@ -113,9 +113,9 @@ def _drawn(logits: Floats, samplers: Sequence[TokenSampler], rows: Sequence[int]
 def _candidates(
     logits: Floats, samplers: Sequence[TokenSampler], rows: Sequence[int]
 ) -> Iterator[tuple[list[int], Candidates, Doubles]]:
-    """Yield rows with all their tokens that the filters may leave, and what those rows weigh that top-p takes shares of.
+    """Yield rows with all their tokens that the filters may leave, and the weights that top-p takes shares of.
 
-    That weight is NaN where it is the candidates' own. Rows with NaN or without a finite logit are left out.
+    A weight is NaN where it is the candidates' own. Rows with NaN or without a finite logit are left out.
     """
     if not rows:
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.worker.sampling.breakers import NO_BREAKERS, LONGEST_TAIL
+from app.worker.sampling.breakers import LONGEST_TAIL, NO_BREAKERS
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -25,11 +25,13 @@ _MINUS_INFINITY = np.float32(-np.inf)
 def apply_mask(row: Floats, mask: Mask) -> None:
     """Make impossible what the mask does not allow.
 
-    A mask has a bool for each token, or a bit for each, lowest first, in bytes or little-endian words; True and 1 allow.
+    A mask has a bool for each token, or a bit, lowest first, in bytes or little-endian words; True and 1 allow.
     Bits beyond the vocabulary are ignored, tokens beyond the mask are not allowed.
     """
     if mask.dtype != np.bool_:
-        mask = np.unpackbits(mask.view(np.uint8), count=min(len(row), mask.nbytes * 8), bitorder="little").view(np.bool_)
+        mask = np.unpackbits(mask.view(np.uint8), count=min(len(row), mask.nbytes * 8), bitorder="little").view(
+            np.bool_
+        )
     np.copyto(row[: len(mask)], _MINUS_INFINITY, where=~mask)
     row[len(mask) :] = _MINUS_INFINITY
 

@@ -54,7 +54,7 @@ def typical(weights: Floats, kept: Mask, shares: Doubles) -> Mask:
     entropies = sums(parts)[:, -1:]
     distances = np.where(kept, np.abs(information - entropies), np.inf)
     order = distances.argsort(axis=1, kind="stable")
-    running = sums(np.take_along_axis(probabilities, order, axis=1))
+    running = np.take_along_axis(probabilities, order, axis=1).cumsum(axis=1)
     chosen = np.zeros_like(kept)
     np.put_along_axis(chosen, order, np.arange(kept.shape[1]) <= (running <= shares).sum(axis=1)[:, None], axis=1)
     return chosen & kept

@@ -54,7 +54,9 @@ def nucleus_bound(row: Floats, maximum: np.float32, share: float, total: float) 
     low = maximum + np.log((1 - share) / len(row) * total)
     values = np.sort(row[row >= low])[::-1]
     running = np.exp(values - maximum).cumsum(dtype=np.float64)
-    last = int(running.searchsorted(share * total)) + 1  # one more than top-p keeps, for sums that are rounded otherwise
+    last = (
+        int(running.searchsorted(share * total)) + 1
+    )  # one more than top-p keeps, for sums that are rounded otherwise
     bound: np.float32 = values[min(last, len(values) - 1)]
     return bound
 
