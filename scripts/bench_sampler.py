@@ -123,8 +123,9 @@ def stepper(
 
 def older_stepper(way: dict[str, Any], rows: int, vocabulary: int) -> Callable[[np.ndarray, list[np.ndarray]], object]:
     """Return the same for checkouts whose sampler is one module, which works row by row."""
-    from app.messages import Sampling  # noqa: PLC0415
     from app.worker.sampler import TokenSampler, logprobs, sample  # type: ignore[import-not-found] # noqa: PLC0415
+
+    from app.messages import Sampling  # noqa: PLC0415
 
     samplers = [TokenSampler(Sampling(seed=seed, **way), vocabulary) for seed in range(rows)]
     if not way:

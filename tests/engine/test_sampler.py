@@ -98,12 +98,14 @@ def same_but_for_ties(row: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> 
     return ties and bool(np.abs(np.sort(ours) - np.sort(theirs)).max() <= LIMIT)
 
 
-def cut_by(values: np.ndarray, probabilities: np.ndarray, share: float, slack: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the least values that make up the share are, and what lies within `slack` of the last of them."""
+def cut_by(
+    values: np.ndarray, probabilities: np.ndarray, share: float, slack: float, ranks: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the least values that make up the share are, and what lies near the last of them."""
     order = np.argsort(values, kind="stable")
     last = min(int(np.searchsorted(probabilities[order].cumsum(), share)), len(order) - 1)
     near = np.abs(values - values[order[last]]) <= slack
-    near[order[max(0, last - 2) : last + 3]] = True
+    near[order[max(0, last - ranks) : last + ranks + 1]] = True
     return values <= values[order[last]], near
 
 
@@ -117,11 +119,11 @@ def at_the_edge(row: np.ndarray, sampling: Sampling, tokens: np.ndarray) -> bool
         probabilities = softmax(logits)
         information = -np.log(np.maximum(probabilities, 1e-300))
         distances = np.abs(information - (probabilities * information).sum())
-        kept, near = cut_by(distances, probabilities, sampling.typical_p, 3e-5)
+        kept, near = cut_by(distances, probabilities, sampling.typical_p, 3e-5, 2)
         explained |= near
         logits[~(kept | near)] = -np.inf
     if sampling.top_p < 1:
-        explained |= cut_by(-logits, softmax(logits), sampling.top_p, 1e-5)[1]
+        explained |= cut_by(-logits, softmax(logits), sampling.top_p, 1e-5, 2 + int(explained.sum()))[1]
     if not sampling.temperature:
         return bool(explained[tokens].any())  # of two different best, one is kept by one side only
     return bool(explained[tokens].all())

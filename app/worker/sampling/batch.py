@@ -14,16 +14,9 @@ import numpy as np
 from app.worker.sampling.chain import survivors, tempered
 from app.worker.sampling.edits import edit
 from app.worker.sampling.filters import draw
-from app.worker.sampling.largest import Candidates, at_least, bounds_for, group_maxima, ordered, row_maxima
+from app.worker.sampling.largest import Candidates, at_least, bounds_for, group_maxima, row_maxima
 from app.worker.sampling.sampler import Way
-from app.worker.sampling.whole import (
-    draw_from_row,
-    exclude_top_choices,
-    nucleus_bound,
-    row_weights,
-    total_weight,
-    typical_tokens,
-)
+from app.worker.sampling.whole import draw_from_row, narrow_row, row_weights, total_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,6 +34,7 @@ if TYPE_CHECKING:
 
 NO_TOKEN = -1  # what `sample` returns for a row without a finite logit at its top
 _FIRST_TRY = 64  # most top-p sets are smaller
+_OWN_WEIGHT = np.full(1, np.nan)
 
 
 def sample(
@@ -75,17 +69,16 @@ def distribution(logits: Floats, sampler: TokenSampler) -> tuple[Ids, Floats]:
 
     Takes from the sampler's random stream what XTC takes, and may change the row as XTC does.
     """
-    row = logits[0]
     if sampler.way is Way.GREEDY:
         return logits.argmax(axis=1), np.ones(1, np.float32)
-    if sampler.way is Way.WHOLE:
-        if sampler.xtc_strikes():
-            exclude_top_choices(row, row.max(), sampler.xtc_threshold)
+    ((_, candidates, totals),) = _narrowed(logits, [sampler], [0])
+    if candidates is None:
+        narrow_row(logits[0], sampler)
         if not sampler.temperature > 0:
             return logits.argmax(axis=1), np.ones(1, np.float32)
-        ids, weights = np.arange(len(row)), row_weights(row, row.max(), np.float32(sampler.temperature))
+        ids = np.arange(logits.shape[1])
+        weights = row_weights(logits[0], logits[0].max(), np.float32(sampler.temperature))
     else:
-        ((_, candidates, totals),) = _candidates(logits, [sampler], [0])
         ids = candidates.ids[0]
         weights = tempered(candidates.logits, survivors(candidates.logits, [sampler], totals), [sampler])[0]
     possible = weights > 0
@@ -94,60 +87,56 @@ def distribution(logits: Floats, sampler: TokenSampler) -> tuple[Ids, Floats]:
 
 def _drawn(logits: Floats, samplers: Sequence[TokenSampler], rows: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield (row, token) for the rows that have one."""
-    filtered = []
+    others = []
     for row in rows:
-        sampler = samplers[row]
-        if sampler.way in (Way.GREEDY, Way.WHOLE):
-            best = int(logits[row].argmax())  # of a row with NaN: the NaN
-            if np.isfinite(logits[row, best]):
-                yield row, best if sampler.way is Way.GREEDY else draw_from_row(logits[row], best, sampler)
-        else:
-            filtered.append(row)
-    for own, candidates, totals in _candidates(logits, samplers, filtered):
+        if samplers[row].way is not Way.GREEDY:
+            others.append(row)
+        elif np.isfinite(logits[row, best := int(logits[row].argmax())]):  # of a row with NaN: the NaN
+            yield row, best
+    for own, candidates, totals in _narrowed(logits, samplers, others):
         some = [samplers[row] for row in own]
-        weights = tempered(candidates.logits, survivors(candidates.logits, some, totals), some)
-        columns = draw(weights, np.array([[sampler.fraction()] for sampler in some]))
-        yield from zip(own, candidates.ids[np.arange(len(own)), columns].tolist(), strict=True)
+        if candidates is not None:
+            weights = tempered(candidates.logits, survivors(candidates.logits, some, totals), some)
+            columns = draw(weights, np.array([[sampler.fraction()] for sampler in some]))
+            yield from zip(own, candidates.ids[np.arange(len(own)), columns].tolist(), strict=True)
+        else:
+            narrow_row(logits[own[0]], some[0])
+            yield own[0], draw_from_row(logits[own[0]], some[0])
 
 
-def _candidates(
+def _narrowed(
     logits: Floats, samplers: Sequence[TokenSampler], rows: Sequence[int]
-) -> Iterator[tuple[list[int], Candidates, Doubles]]:
-    """Yield rows with all their tokens that the filters may leave, and the weights that top-p takes shares of.
+) -> Iterator[tuple[list[int], Candidates | None, Doubles]]:
+    """Yield rows with all their tokens that the filters may leave; one row with None when all tokens must be looked at.
 
-    A weight is NaN where it is the candidates' own. Rows with NaN or without a finite logit are left out.
+    With them come the weights that top-p takes shares of, NaN where they are the candidates' own. Rows with NaN or
+    without a finite logit are left out.
     """
-    if not rows:
+    few = [row for row in rows if samplers[row].way is Way.CANDIDATES]
+    for row in rows:
+        if samplers[row].way is not Way.CANDIDATES and np.isfinite(logits[row].max()):
+            yield [row], None, _OWN_WEIGHT
+    if not few:
         return
-    maxima = group_maxima(logits, rows)
-    bests = row_maxima(logits, rows, maxima)
-    for line in range(len(rows)):
-        if samplers[rows[line]].way is Way.TYPICAL and np.isfinite(bests[line]):
-            ids = typical_tokens(logits[rows[line]], bests[line], samplers[rows[line]].typical_p)
-            yield [rows[line]], ordered(logits, rows[line], ids), np.full(1, np.nan)
-    lines = [line for line, row in enumerate(rows) if samplers[row].way is not Way.TYPICAL and np.isfinite(bests[line])]
-    if not lines:
-        return
-    if len(lines) < len(rows):
-        rows, maxima, bests = [rows[line] for line in lines], maxima[lines], bests[lines]
-    own = [samplers[row] for row in rows]
-    totals = np.array(
-        [
-            total_weight(logits[row], best) if sampler.top_p < 1 and not sampler.top_k else np.nan
-            for row, best, sampler in zip(rows, bests, own, strict=True)
-        ]
+    maxima = group_maxima(logits, few)
+    bests = row_maxima(logits, few, maxima)
+    if not (finite := np.isfinite(bests)).all():
+        few = [row for row, has_number in zip(few, finite.tolist(), strict=True) if has_number]
+        maxima, bests = maxima[finite], bests[finite]
+    own = [samplers[row] for row in few]
+    of_whole_rows = (
+        total_weight(logits[row], best) if sampler.top_p < 1 and not sampler.top_k else np.nan
+        for row, best, sampler in zip(few, bests, own, strict=True)
     )
-    for found in at_least(logits, rows, maxima, _bounds(logits, rows, maxima, bests, own)):
+    totals = np.fromiter(of_whole_rows, np.float64, len(few))
+    for found in at_least(logits, few, maxima, _bounds(logits, few, maxima, bests, own)):
         wanted = totals[found.lines] * np.array([own[line].top_p for line in found.lines.tolist()])
-        weights = np.exp(found.logits - bests[found.lines, None]).cumsum(axis=1, dtype=np.float64)[:, -1]
-        short = weights < wanted
+        short = np.exp(found.logits - bests[found.lines, None]).cumsum(axis=1, dtype=np.float64)[:, -1] < wanted
         for line in found.lines[short].tolist():
-            bound = nucleus_bound(logits[rows[line]], bests[line], own[line].top_p, totals[line])
-            wider = at_least(logits, [rows[line]], maxima[line : line + 1], np.array([bound]))
-            yield from (([rows[line]], candidates, totals[[line]]) for candidates in wider)
+            yield [few[line]], None, _OWN_WEIGHT
         if not short.all():
-            kept = Candidates(*(part[~short] for part in found))
-            yield [rows[line] for line in kept.lines.tolist()], kept, totals[kept.lines]
+            enough = Candidates(*(part[~short] for part in found)) if short.any() else found
+            yield [few[line] for line in enough.lines.tolist()], enough, totals[enough.lines]
 
 
 def _bounds(

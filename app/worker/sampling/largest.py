@@ -87,11 +87,6 @@ def at_least(logits: Floats, rows: Sequence[int], maxima: Floats, bounds: Floats
         yield _matrix(logits, row_numbers, lines, ids)
 
 
-def ordered(logits: Floats, row: int, ids: Ids) -> Candidates:
-    """Return the given tokens of one row, largest logit first."""
-    return _matrix(logits, np.array([row]), np.zeros(len(ids), np.intp), ids)
-
-
 def largest(logits: Floats, rows: Sequence[int], counts: Sequence[int]) -> list[Ids]:
     """Return the ids of each row's `counts` largest finite logits, largest first; of equal ones the smaller id."""
     if not rows:

@@ -30,8 +30,7 @@ class Way(enum.Enum):
 
     GREEDY = enum.auto()  # the best of the row
     CANDIDATES = enum.auto()  # filters that look at the best of the row
-    WHOLE = enum.auto()  # from all tokens
-    TYPICAL = enum.auto()  # filters of which the first looks at all tokens
+    WHOLE = enum.auto()  # from all tokens, or by filters of which the first looks at all
 
 
 class TokenSampler:
@@ -91,9 +90,8 @@ class TokenSampler:
         """Only typical and XTC can drop the best token, which is what temperature 0 would take."""
         if not self.temperature > 0 and self.typical_p == 1 and not self._xtc_probability:
             return Way.GREEDY
-        if self.typical_p < 1 and not self.top_k:
-            return Way.TYPICAL
-        if self.top_k or self.top_p < 1 or self.min_p_margin > -math.inf:
+        narrow = self.top_p < 1 or self.min_p_margin > -math.inf
+        if self.top_k or (narrow and self.typical_p == 1):
             return Way.CANDIDATES
         return Way.WHOLE
 

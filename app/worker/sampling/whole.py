@@ -1,12 +1,10 @@
-"""What needs a pass over a whole row: its weight, the locally typical tokens, draws that no filter has narrowed."""
+"""What needs passes over a whole row: its weight, filters that keep very many tokens or look at all, draws from it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-
-from app.worker.sampling.largest import at_least, bounds_for, group_maxima, ordered
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -14,10 +12,10 @@ if TYPE_CHECKING:
     from app.worker.sampling.sampler import TokenSampler
 
     Floats = npt.NDArray[np.float32]
-    Ids = npt.NDArray[np.intp]
 
 _SEGMENTS = 64  # of a row, whose weights are summed first
-_FIRST_TRY = 512  # most locally typical sets are smaller
+_BINS = 8192
+_BINS_PER_NAT = 256
 _LEAST_LOGPROB = np.float32(-1e30)
 
 
@@ -28,37 +26,47 @@ def total_weight(row: Floats, maximum: np.float32) -> float:
     return float(weights.sum())
 
 
-def typical_tokens(row: Floats, maximum: np.float32, share: float) -> Ids:
-    """Return the locally typical tokens of a finite row: those whose information is nearest to the entropy."""
+def narrow_row(row: Floats, sampler: TokenSampler) -> None:
+    """Apply all filters but top-k to a whole row with a finite maximum: make impossible, in place, what they drop."""
+    if sampler.typical_p < 1:
+        _keep_typical(row, sampler.typical_p)
+    if sampler.top_p < 1:
+        weights = np.exp(row - row.max())
+        kept = _heaviest(row, weights, sampler.top_p * float(weights.sum()), "left")
+        row[~kept] = -np.inf
+    if sampler.min_p_margin > -np.inf:
+        row[row < row.max() + np.float32(sampler.min_p_margin)] = -np.inf
+    if sampler.xtc_strikes():
+        exclude_top_choices(row, row.max(), sampler.xtc_threshold)
+
+
+def _keep_typical(row: Floats, share: float) -> None:
+    """Keep those whose information is nearest to the entropy, until they weigh more than the share."""
+    maximum = row.max()
     logprobs = row - (maximum + np.log(np.float32(total_weight(row, maximum))))
     probabilities = np.exp(logprobs)
     np.maximum(logprobs, _LEAST_LOGPROB, out=logprobs)  # of what is impossible: 0 times infinity is no number
-    nearness = -np.abs(logprobs - np.dot(probabilities, logprobs))[None]
-    maxima = group_maxima(nearness, [0])
-    count = _FIRST_TRY
-    while count < len(row):
-        ((_, ids, _),) = at_least(nearness, [0], maxima, bounds_for(nearness, [0], maxima, [count]))
-        running = probabilities[ids[0]].cumsum(dtype=np.float64)
-        if running[-1] > share:
-            break
-        count *= 8
-    else:
-        ids = ordered(nearness, 0, np.arange(len(row))).ids
-        running = probabilities[ids[0]].cumsum(dtype=np.float64)
-    return ids[0, : int(running.searchsorted(share, "right")) + 1]
+    nearness = -np.abs(logprobs - np.dot(probabilities, logprobs))
+    row[~_heaviest(nearness, probabilities, share, "right")] = -np.inf
 
 
-def nucleus_bound(row: Floats, maximum: np.float32, share: float, total: float) -> np.float32:
-    """Return the least logit that top-p keeps, of a row whose best tokens are so many that sorting them all pays."""
-    # All tokens below this bound together weigh less than 1 - share: none of them can be needed.
-    low = maximum + np.log((1 - share) / len(row) * total)
-    values = np.sort(row[row >= low])[::-1]
-    running = np.exp(values - maximum).cumsum(dtype=np.float64)
-    last = (
-        int(running.searchsorted(share * total)) + 1
-    )  # one more than top-p keeps, for sums that are rounded otherwise
-    bound: np.float32 = values[min(last, len(values) - 1)]
-    return bound
+def _heaviest(values: Floats, weights: Floats, wanted: float, side: Literal["left", "right"]) -> npt.NDArray[np.bool_]:
+    """Return the mask of the fewest greatest values that weigh `wanted` together ("right": more than that).
+
+    Of equal values the first count first. Only the values of one of many narrow bins need sorting.
+    """
+    steps = (values.max() - values) * np.float32(_BINS_PER_NAT)
+    bins = np.minimum(steps, np.float32(_BINS - 1)).astype(np.intp)
+    running = np.bincount(bins, weights=weights, minlength=_BINS).cumsum()
+    last = int(running.searchsorted(wanted, side))
+    if last >= _BINS:  # the sums are rounded
+        return weights > 0
+    kept: npt.NDArray[np.bool_] = bins < last
+    inside = np.flatnonzero(bins == last)
+    inside = inside[np.argsort(-values[inside], kind="stable")]
+    within = weights[inside].cumsum(dtype=np.float64) + (running[last - 1] if last else 0.0)
+    kept[inside[: int(within.searchsorted(wanted, side)) + 1]] = True
+    return kept
 
 
 def exclude_top_choices(row: Floats, maximum: np.float32, threshold: float) -> None:
@@ -83,11 +91,9 @@ def row_weights(row: Floats, maximum: np.float32, temperature: np.float32) -> Fl
     return weights
 
 
-def draw_from_row(row: Floats, best: int, sampler: TokenSampler) -> int:
-    """Draw from all tokens of a finite row, of which `best` is the most probable."""
-    if sampler.xtc_strikes():
-        exclude_top_choices(row, row[best], sampler.xtc_threshold)
-        best = int(row.argmax())
+def draw_from_row(row: Floats, sampler: TokenSampler) -> int:
+    """Draw from all that is possible in a row whose filters are applied."""
+    best = int(row.argmax())
     fraction = sampler.fraction()
     if not sampler.temperature > 0:
         return best
