@@ -340,6 +340,7 @@ def test_rows_without_numbers_are_told_apart(sampling: Sampling) -> None:
     details = raw_logprobs(logits, [2] * 5, [False] * 5)
     tokens = sample(logits, samplers, [HISTORY] * 5)
     assert [token == NO_TOKEN for token in tokens] == [False, True, True, True, False]
+    assert sample(logits[[2]], samplers[2:3], [HISTORY]) == [NO_TOKEN]
     assert [detail is not None and np.isfinite(detail.log_sum) for detail in details] == [
         True,
         False,

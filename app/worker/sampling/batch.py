@@ -123,6 +123,8 @@ def _narrowed(
     if not (finite := np.isfinite(bests)).all():
         few = [row for row, has_number in zip(few, finite.tolist(), strict=True) if has_number]
         maxima, bests = maxima[finite], bests[finite]
+    if not few:
+        return
     own = [samplers[row] for row in few]
     of_whole_rows = (
         total_weight(logits[row], best) if sampler.top_p < 1 and not sampler.top_k else np.nan
