@@ -18,6 +18,8 @@ import msgspec
 
 FRAME_HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_DRY_BREAKERS = 8  # each makes the worker look through its vocabulary
+MAX_DRY_BREAKER_BYTES = 40  # llama.cpp cuts longer ones off
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -35,6 +37,14 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     seed: int | None = None  # None: drawn from the system's entropy
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0  # 0: off
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0  # 0: off
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2  # tokens that may be repeated for nothing
+    dry_penalty_last_n: int = 64  # tokens that DRY looks back on; -1: the whole slot
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
 
 
 class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
@@ -128,6 +138,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     client: str = ""  # clients get fair shares
     scope: str = ""  # prefixes are shared within one scope only
     priority: int = 0  # the lower, the sooner
+    min_tokens: int = 0  # before so many, neither the model's end of text nor stop_tokens are drawn
+    stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

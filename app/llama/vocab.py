@@ -54,6 +54,22 @@ class Vocabulary:
             pieces.append(buffer.raw[:count] if count >= 0 else self.token_to_piece(token))
         return pieces
 
+    @functools.cached_property
+    def words(self) -> list[bytes]:
+        """The bytes of every token as a text of its own, control tokens as they are written. Built on first use.
+
+        They differ from `pieces` where a vocabulary writes a space before its words, which a text does not begin with.
+        """
+        buffer, token = ctypes.create_string_buffer(_PIECE_BYTES), (ctypes.c_int32 * 1)()
+        words: list[bytes] = []
+        for token[0] in range(self.size):
+            count = self._llama.llama_detokenize(self._pointer, token, 1, buffer, len(buffer), False, True)
+            if count < 0:
+                buffer = ctypes.create_string_buffer(-count)
+                count = self._llama.llama_detokenize(self._pointer, token, 1, buffer, len(buffer), False, True)
+            words.append(buffer.raw[:count])
+        return words
+
     def tokenize(
         self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False
     ) -> npt.NDArray[np.int32]:

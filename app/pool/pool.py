@@ -254,6 +254,8 @@ class Pool:
             request_id=request.request_id,
             client=request.client,
             priority=request.priority,
+            min_tokens=request.min_tokens,
+            stop_tokens=request.stop_tokens,
         )
 
     # ---- inside ----

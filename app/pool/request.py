@@ -68,4 +68,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     client: str = ""  # clients get fair shares of the engine
     priority: int = 0  # the lower, the sooner
+    min_tokens: int = 0
+    stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import queue
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.errors import DecodeError, EngineError, NoKvSlotError, RequestError
 from app.llama.batch import Batch
+from app.llama.device import thread_count
 from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
 from app.worker.budget import StepBudget
 from app.worker.kv import KvCache
 from app.worker.prefix_store import PrefixStore
 from app.worker.prefixes import Prefixes, PrefixLoaded
 from app.worker.request import new_sequence
-from app.worker.sampler import NO_TOKEN, RowLogprobs, logprobs, sample
+from app.worker.sampling.batch import NO_TOKEN, sample
+from app.worker.sampling.breakers import BreakerTable
+from app.worker.sampling.logprobs import RowLogprobs, raw_logprobs
+from app.worker.sampling.threads import RowThreads
 from app.worker.scheduler import Scheduler
 from app.worker.sequence import Sequence
 
@@ -38,11 +42,6 @@ if TYPE_CHECKING:
 _COMPUTE_FAILED = -3
 _FAILURES_IN_A_ROW = 3
 _LEAST_LOGPROB = -9999.0  # JSON knows no infinity
-
-
-class _Detail(NamedTuple):
-    row: npt.NDArray[np.float32]  # the raw logits
-    logprobs: RowLogprobs
 
 
 class Engine:
@@ -66,6 +65,8 @@ class Engine:
         self._pieces = model.vocabulary.pieces
         self._eog = model.vocabulary.eog
         self._eog_ids = np.array(sorted(self._eog), np.int32)
+        self._breakers = BreakerTable(lambda: model.vocabulary.words, model.vocabulary.tokenize)
+        self._row_threads = RowThreads(thread_count(0))
         self._context = context
         self._batch = Batch(context.batch_size)
         self._cache = KvCache(context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens)
@@ -87,7 +88,12 @@ class Engine:
             return
         try:
             sequence = new_sequence(
-                command, self._vocabulary.size, self._context.context_length, self._eog_ids, time.perf_counter()
+                command,
+                self._vocabulary.size,
+                self._context.context_length,
+                self._eog_ids,
+                time.perf_counter(),
+                self._breakers,
             )
         except RequestError as error:
             self._publish(Refused(command.request, type(error).__name__, error.message, error.param))
@@ -118,8 +124,9 @@ class Engine:
         schedule = self._scheduler.schedule()
         rows, logits = self._decode(schedule)
         now = time.perf_counter()
-        details = [self._raw_logprobs(sequence, row) for sequence, row in zip(rows, logits, strict=True)]
-        tokens = sample(logits, [s.sampler for s in rows], [s.tokens[: s.n_tokens] for s in rows])
+        samplers, threads = [sequence.sampler for sequence in rows], self._row_threads
+        details = raw_logprobs(logits, [s.top_logprobs for s in rows], [s.edits for s in samplers], threads)
+        tokens = sample(logits, samplers, [s.tokens[: s.n_tokens] for s in rows], threads=threads)
         for sequence, token, detail in zip(rows, tokens, details, strict=True):
             self._update(sequence, token, detail, now)
         self._publish_step(schedule.prompt_tokens, len(rows), started)
@@ -210,12 +217,7 @@ class Engine:
         for chunk in chunks:
             self._fail(chunk.sequence, error.message)
 
-    def _raw_logprobs(self, sequence: Sequence, row: npt.NDArray[np.float32]) -> _Detail | None:
-        if sequence.top_logprobs is None:
-            return None
-        return _Detail(row.copy() if sequence.sampler.edits else row, logprobs(row, sequence.top_logprobs))
-
-    def _update(self, sequence: Sequence, token: int, detail: _Detail | None, now: float) -> None:
+    def _update(self, sequence: Sequence, token: int, detail: RowLogprobs | None, now: float) -> None:
         if token == NO_TOKEN:
             self._fail(sequence, "the model's logits hold no finite number; its file or the device may be damaged")
             return
@@ -223,7 +225,7 @@ class Engine:
             sequence.first_token = now
         sequence.append(token)
         detokenizer = sequence.detokenizer
-        if token in self._eog:
+        if token in self._eog or token in sequence.stop_tokens:
             self._end(sequence, "stop", detokenizer.flush())
             return
         text = detokenizer.push(self._pieces[token])
@@ -239,10 +241,9 @@ class Engine:
                 Piece(sequence.request, text, sequence.n_drawn, None, sequence.n_cached, entries)
             )
 
-    def _token_logprob(self, token: int, detail: _Detail) -> TokenLogprob:
-        log_sum, top = detail.logprobs
-        best = [(other, self._name(other), max(logprob, _LEAST_LOGPROB)) for other, logprob in top]
-        return TokenLogprob(token, self._name(token), max(float(detail.row[token]) - log_sum, _LEAST_LOGPROB), best)
+    def _token_logprob(self, token: int, detail: RowLogprobs) -> TokenLogprob:
+        best = [(other, self._name(other), max(logprob, _LEAST_LOGPROB)) for other, logprob in detail.top]
+        return TokenLogprob(token, self._name(token), max(detail.of(token), _LEAST_LOGPROB), best)
 
     def _name(self, token: int) -> bytes:
         """Return a token's bytes, also of a control token, which has none in an answer."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from app.worker.detokenizer import Detokenizer
     from app.worker.kv import Slot
     from app.worker.prefix_store import StoredPrefix
-    from app.worker.sampler import TokenSampler
+    from app.worker.sampling.sampler import TokenSampler
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +33,7 @@ class Sequence:
     client: str = ""  # whose fair share it takes
     scope: str = ""  # within which prefixes are shared
     priority: int = 0  # the lower, the sooner
+    stop_tokens: frozenset[int] = frozenset()  # which end the answer as the vocabulary's own ends do
     n_computed: int = 0
     n_cached: int = 0  # prompt tokens that the slot already held
     slot: Slot | None = None

@@ -144,6 +144,44 @@ def test_a_seed_repeats_and_a_batch_does_not_disturb_it(harness: Harness) -> Non
     assert harness.answer(1) == harness.answer(2)
 
 
+def test_every_filter_and_a_seed_repeat(harness: Harness) -> None:
+    sampling = Sampling(
+        temperature=0.9,
+        typical_p=0.95,
+        xtc_probability=0.5,
+        xtc_threshold=0.05,
+        dry_multiplier=0.8,
+        repeat_penalty=1.1,
+        repeat_last_n=-1,
+        seed=3,
+    )
+    for request in (1, 2):
+        harness.submit(request, "One, two, three. One, two, three. One,", 12, sampling, ignore_eos=True)
+    harness.finish(1, 2)
+    assert harness.answer(1) == harness.answer(2) != ""
+
+
+def test_dry_ends_a_repetition_that_greedy_goes_on_with(harness: Harness) -> None:
+    text = "red, green, blue, " * 8 + "red, green,"
+    harness.run(1, text, 8)
+    harness.run(2, text, 8, Sampling(temperature=0, dry_multiplier=5.0))
+    assert harness.answer(1).startswith(" blue, red, green")
+    assert not harness.answer(2).startswith(" blue, red")
+
+
+def test_stop_tokens_end_an_answer_but_not_before_its_least_length(harness: Harness) -> None:
+    text = "The capital of France is"
+    harness.run(1, text, 12)
+    fifth = int(harness.model.vocabulary.tokenize(harness.answer(1))[4])
+    last = harness.run(2, text, 12, stop_tokens=[fifth])
+    assert (last.finish_reason, last.completion_tokens) == ("stop", 5)
+    assert harness.answer(1).startswith(harness.answer(2))
+    assert harness.run(3, text, 12, stop_tokens=[fifth], min_tokens=9).completion_tokens > 9
+    end = harness.model.vocabulary.eos or 0
+    likely = Sampling(temperature=0, logit_bias={end: 1000.0})
+    assert harness.run(4, text, 12, likely, min_tokens=6).completion_tokens == 7
+
+
 def test_logprobs_come_with_each_token(harness: Harness) -> None:
     harness.run(1, "The capital of France is", 4, Sampling(temperature=0, logit_bias={260: -50.0}), top_logprobs=3)
     entries = [entry for piece in harness.pieces(1) for entry in piece.logprobs or []]
@@ -178,6 +216,13 @@ def test_logprobs_name_control_tokens_that_have_no_text(harness: Harness) -> Non
         ({"sampling": Sampling(temperature=float("nan"))}, "RequestError", "temperature"),
         ({"sampling": Sampling(min_p=2.0)}, "RequestError", "min_p"),
         ({"sampling": Sampling(repeat_penalty=0.0)}, "RequestError", "repeat_penalty"),
+        ({"sampling": Sampling(typical_p=float("nan"))}, "RequestError", "typical_p"),
+        ({"sampling": Sampling(xtc_probability=1.5)}, "RequestError", "xtc_probability"),
+        ({"sampling": Sampling(dry_base=0.5)}, "RequestError", "dry_base"),
+        ({"sampling": Sampling(dry_sequence_breakers=("x",) * 9)}, "RequestError", "dry_sequence_breakers"),
+        ({"sampling": Sampling(dry_sequence_breakers=("",))}, "RequestError", "dry_sequence_breakers"),
+        ({"min_tokens": 5}, "RequestError", "min_tokens"),
+        ({"stop_tokens": [49_152]}, "RequestError", "stop_token_ids"),
         ({"sampling": Sampling(logit_bias={49_152: 1.0})}, "RequestError", "logit_bias"),
         ({"sampling": Sampling(logit_bias={1: float("inf")})}, "RequestError", "logit_bias"),
     ],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.messages import Sampling
 from app.worker.detokenizer import Detokenizer
 from app.worker.kv import KvCache
-from app.worker.sampler import TokenSampler
+from app.worker.sampling.sampler import TokenSampler
 from app.worker.scheduler import Scheduler
 from app.worker.sequence import Sequence
 

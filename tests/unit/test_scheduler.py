@@ -11,7 +11,7 @@ from app.messages import Sampling
 from app.worker.budget import StepBudget
 from app.worker.detokenizer import Detokenizer
 from app.worker.kv import KvCache
-from app.worker.sampler import TokenSampler
+from app.worker.sampling.sampler import TokenSampler
 from app.worker.scheduler import Chunk, Scheduler
 from app.worker.sequence import Sequence
 

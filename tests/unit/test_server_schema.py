@@ -119,6 +119,20 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"frequency_penalty": -2.5}, "frequency_penalty", "at least -2"),
     ({"repeat_penalty": 1e-300}, "repeat_penalty", "at least 0.01"),
     ({"repeat_last_n": 1.5}, "repeat_last_n", "expected an integer, got a number"),
+    ({"repetition_penalty": 1.1, "repeat_penalty": 1.2}, "repetition_penalty", "send one"),
+    ({"typical_p": 0}, "typical_p", "> 0"),
+    ({"xtc_probability": 1.1}, "xtc_probability", "at most 1"),
+    ({"xtc_threshold": -0.1}, "xtc_threshold", "at least 0"),
+    ({"dry_multiplier": -1}, "dry_multiplier", "at least 0"),
+    ({"dry_base": 0.5}, "dry_base", "at least 1"),
+    ({"dry_allowed_length": -1}, "dry_allowed_length", "at least 0"),
+    ({"dry_penalty_last_n": -2}, "dry_penalty_last_n", "at least -1"),
+    ({"dry_sequence_breakers": ["a"] * 9}, "dry_sequence_breakers", "at most 8"),
+    ({"dry_sequence_breakers": ["a", ""]}, "dry_sequence_breakers[1]", "0 bytes"),
+    ({"dry_sequence_breakers": ["é" * 21]}, "dry_sequence_breakers[0]", "42 bytes"),
+    ({"min_tokens": 6, "max_tokens": 5}, "min_tokens", "at most 5"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "at least 0"),
+    ({"stop_token_ids": [1] * 65}, "stop_token_ids", "at most 64"),
     ({"n": 0}, "n", "at least 1"),
     ({"n": 9}, "n", "at most 8"),
     ({"max_tokens": 0}, "max_tokens", "at least 1"),
@@ -158,7 +172,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content", "null"),
     ({"messages": [{**USER, "colour": 1}]}, "messages[0].colour", "no field"),
     ({"max_token": 3}, "max_token", "did you mean 'max_tokens'"),
-    ({"repetition_penalty": 1.1}, "repetition_penalty", "no field"),
+    ({"length_penalty": 1.1}, "length_penalty", "no field"),
 ]
 
 
@@ -246,6 +260,14 @@ class TestChat:
                 frequency_penalty=-1,
                 repeat_penalty=1.1,
                 repeat_last_n=-1,
+                typical_p=0.8,
+                xtc_probability=0.5,
+                xtc_threshold=0.2,
+                dry_multiplier=0.7,
+                dry_base=1.5,
+                dry_allowed_length=3,
+                dry_penalty_last_n=-1,
+                dry_sequence_breakers=[".", "é"],
                 logit_bias={"7": -100},
                 seed=-5,
                 stop="x",
@@ -254,11 +276,22 @@ class TestChat:
                 logprobs=True,
                 top_logprobs=4,
                 ignore_eos=True,
+                min_tokens=9,
+                stop_token_ids=[0, 7],
             )
         ).generation_request("r")
-        assert request.sampling == Sampling(0.0, 40, 0.5, 0.1, 1.1, -1, 1.0, -1.0, {7: -100.0}, -5)
+        assert request.sampling == Sampling(
+            0.0, 40, 0.5, 0.1, 1.1, -1, 1.0, -1.0, {7: -100.0}, -5, 0.8, 0.5, 0.2, 0.7, 1.5, 3, -1, (".", "é")
+        )
         assert (request.n, request.max_tokens, request.max_tokens_param) == (3, 9, "max_completion_tokens")
         assert (request.stop, request.top_logprobs, request.ignore_eos) == (["x"], 4, True)
+        assert (request.min_tokens, request.stop_tokens) == (9, [0, 7])
+
+    def test_repetition_penalty_is_repeat_penalty_over_everything(self) -> None:
+        sampling = decode_chat(chat(repetition_penalty=1.2)).sampling()
+        assert (sampling.repeat_penalty, sampling.repeat_last_n) == (1.2, -1)
+        sampling = decode_chat(chat(repetition_penalty=1.2, repeat_penalty=1.2, repeat_last_n=5)).sampling()
+        assert (sampling.repeat_penalty, sampling.repeat_last_n) == (1.2, 5)
 
     def test_logprobs_without_alternatives(self) -> None:
         assert decode_chat(chat(logprobs=True)).generation_request("r").top_logprobs == 0

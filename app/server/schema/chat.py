@@ -127,6 +127,8 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
             sampling=self.sampling(),
             stop=self.stops(),
             ignore_eos=self.ignore_eos is True,
+            min_tokens=self.least_tokens(max_tokens),
+            stop_tokens=self.stop_token_ids or [],
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             request_id=request_id,
             client=client,

@@ -9,14 +9,12 @@ from msgspec import Meta
 
 from app.errors import RequestError, UnsupportedFieldError
 from app.pool.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
-from app.server.schema.common import MAX_TOKEN_ID, CommonRequest, TopLogprobs
+from app.server.schema.common import CommonRequest, TokenId, TopLogprobs
 from app.server.schema.decode import decode
 from app.server.schema.fields import COMPLETIONS, refuse_what_would_change_the_answer, without_effect
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, and vLLM's
 MAX_PROMPTS = 128
-
-TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 
 
 class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,13 +28,16 @@ class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown
 
     def generation_request(self, request_id: str, client: str = "") -> GenerationRequest:
         """Return what to ask the pool for; raises RequestError for a prompt of no known shape."""
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         return GenerationRequest(
             prompts=self._prompts(),
             n=self.n or 1,
-            max_tokens=DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            max_tokens=max_tokens,
             sampling=self.sampling(),
             stop=self.stops(),
             ignore_eos=self.ignore_eos is True,
+            min_tokens=self.least_tokens(max_tokens),
+            stop_tokens=self.stop_token_ids or [],
             top_logprobs=self.logprobs,
             request_id=request_id,
             client=client,

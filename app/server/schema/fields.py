@@ -48,6 +48,19 @@ COMMON: dict[str, Field] = {
     "repeat_last_n": _honoured(
         "an integer from -1 to 1000000, default 64: tokens that penalties look back on; -1: all"
     ),
+    "repetition_penalty": _honoured("vLLM's name of repeat_penalty, and then repeat_last_n is -1 unless sent"),
+    "typical_p": _honoured("a number above 0, to 1; default 1 (all): locally typical sampling"),
+    "xtc_probability": _honoured("a number from 0 (default: never) to 1: how often XTC drops the top choices"),
+    "xtc_threshold": _honoured("a number from 0 to 1, default 0.1: top choices are at least so probable"),
+    "dry_multiplier": _honoured("a number from 0 (default: off) to 100: DRY's penalty on tokens that repeat"),
+    "dry_base": _honoured("a number from 1 to 100, default 1.75: the penalty grows so much with each token"),
+    "dry_allowed_length": _honoured("an integer from 0 to 1000000, default 2: tokens that may repeat for nothing"),
+    "dry_penalty_last_n": _honoured(
+        "an integer from -1 to 1000000, default 64: tokens that DRY looks back on; -1: all"
+    ),
+    "dry_sequence_breakers": _honoured(
+        'an array of at most 8 strings of 1 to 40 bytes, default ["\\n", ":", "\\"", "*"]: no repetition across them'
+    ),
     "logit_bias": _honoured("an object of at most 300 token ids (as strings) with a number from -100 to 100 each"),
     "seed": _honoured("an integer of 64 bits; the same seed and request give the same answer"),
     "stop": _honoured("a string, or an array of at most 4; each of 1 to 256 bytes"),
@@ -56,6 +69,8 @@ COMMON: dict[str, Field] = {
     "stream_options": _honoured('an object such as {"include_usage": true}, with "stream": true only'),
     "ignore_eos": _honoured("true or false (default): whether to go on after the model's end of text"),
     "priority": _honoured("an integer from -1000 to 1000, default 0; of those that wait, the lowest comes first"),
+    "min_tokens": _honoured("an integer from 0 (default): tokens before which no end of text is drawn; vLLM's"),
+    "stop_token_ids": _honoured("an array of at most 64 token ids that end the answer as its own end does; vLLM's"),
     "user": _no_effect("a string"),
 }
 

@@ -1,0 +1,68 @@
+"""What changes logits before the filters see them, in llama.cpp's order: mask, bias, penalties, DRY."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from app.worker.sampling.penalties import penalize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from app.worker.sampling.sampler import TokenSampler
+
+    Floats = npt.NDArray[np.float32]
+    Tokens = npt.NDArray[np.int32]
+    Mask = npt.NDArray[np.bool_] | npt.NDArray[np.int32] | npt.NDArray[np.uint8]
+
+_MINUS_INFINITY = np.float32(-np.inf)
+
+
+def apply_mask(row: Floats, mask: Mask) -> None:
+    """Make impossible what the mask does not allow.
+
+    A mask has a bool for each token, or a bit, lowest first, in bytes or little-endian words; True and 1 allow.
+    Bits beyond the vocabulary are ignored, tokens beyond the mask are not allowed.
+    """
+    if mask.dtype != np.bool_:
+        mask = np.unpackbits(mask.view(np.uint8), count=min(len(row), mask.nbytes * 8), bitorder="little").view(
+            np.bool_
+        )
+    np.copyto(row[: len(mask)], _MINUS_INFINITY, where=~mask)
+    row[len(mask) :] = _MINUS_INFINITY
+
+
+def edit(
+    logits: Floats,
+    samplers: Sequence[TokenSampler],
+    histories: Sequence[Tokens],
+    masks: Sequence[Mask | None] | None = None,
+) -> None:
+    """Change each row of logits, shape (rows, vocabulary), in place, as its sequence's sampler says.
+
+    `histories` are the tokens so far, prompts included. The penalties of all rows are subtracted at once.
+    """
+    for row, mask in zip(logits, masks or (), strict=masks is not None):
+        if mask is not None:
+            apply_mask(row, mask)
+    penalized = []
+    for index, (sampler, history) in enumerate(zip(samplers, histories, strict=True)):
+        if not sampler.edits:
+            continue
+        for tokens in sampler.forbidden(len(history)):
+            logits[index, tokens] = _MINUS_INFINITY
+        if len(sampler.bias_ids):
+            logits[index, sampler.bias_ids] += sampler.biases
+        if sampler.penalties:
+            sampler.penalties.occurred.follow(history)
+            penalized.append((index, sampler.penalties))
+    if penalized:
+        penalize(logits, *zip(*penalized, strict=True))
+    for row, sampler, history in zip(logits, samplers, histories, strict=True):
+        if sampler.dry:
+            ids, amounts = sampler.dry.penalties(history)
+            row[ids] -= amounts
