@@ -41,9 +41,10 @@ pack() {
 build() {
   mkdir -p "$dir" && cd "$dir"
   tar xJf "$packed/llama.tar.xz"
-  [ -d env ] || python3 -m venv --system-site-packages env
-  env/bin/python -m pip install -q --no-index --no-deps "$packed"/wheels/*.whl
+  [ -d env ] || python3 -m venv --without-pip env
   local site; site=$(env/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  python3 -c 'import site; print("\n".join(site.getsitepackages()))' >"$site/parent.pth" # numpy and others are there
+  python3 -m pip --python env/bin/python install -q --no-index --no-deps "$packed"/wheels/*.whl
   cp -r llama_cpp "$site/"
   mkdir -p "$site/llama_cpp_python-$release.dist-info"
   printf 'Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: %s\n' "$release" >"$site/llama_cpp_python-$release.dist-info/METADATA"
@@ -53,6 +54,8 @@ build() {
   local start=$SECONDS
   ninja -C build llama-server llama-bench llama >build.log 2>&1 || { tail -30 build.log | cut -c1-400; exit 1; }
   say "built in $((SECONDS - start)) s"
+  LLAMA_CPP_LIB_PATH=$dir/build/bin LD_LIBRARY_PATH=$dir/build/bin env/bin/python -c \
+    'from app.llama.device import gpu_devices; from app.llama.library import build_name; print(gpu_devices(), build_name())'
 }
 
 run() {
