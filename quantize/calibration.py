@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import math
@@ -56,15 +57,21 @@ def calibrate(
         if model.metadata.get(f"{model.architecture}.attention.causal") == "false":
             raise BadInputError(f"{path}: a model for embeddings; it predicts no text to be measured over")
         chunks = cut(model, text, chunk)[:most_chunks]
+        tap = MultiplicationTap(sums.wants, sums.take)
         context = stack.enter_context(
             Context(
-                model, slots=1, context_length=chunk, batch_size=chunk, threads=threads, logits_rows=chunk,
-                tap=MultiplicationTap(sums.wants, sums.take),
+                model, slots=1, context_length=chunk, batch_size=chunk, threads=threads, logits_rows=chunk, tap=tap
             )
         )  # fmt: skip
+        thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         batch = Batch(chunk)
         for number, tokens in enumerate(chunks, 1):
-            surprises.append(_surprise(context, batch, tokens))
+            computed = thread.submit(_surprise, context, batch, tokens)  # not here, where Ctrl-C would be lost
+            try:
+                surprises.append(computed.result())
+            except BaseException:
+                tap.stop()
+                raise
             if progress is not None:
                 progress(number, len(chunks), math.exp(np.concatenate(surprises).mean(dtype=np.float64)))
     surprise = np.concatenate(surprises).astype(np.float64)

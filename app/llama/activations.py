@@ -1,7 +1,8 @@
 """What goes into a model's matrix multiplications while it computes: seen through llama.cpp's evaluation callback.
 
 The callback runs between C frames, where a Python exception would be lost: it is kept, the computation stops, and
-`Context.decode` raises it.
+`Context.decode` raises it. Python raises what a signal's handler raises before a function's first line, where nothing
+can keep it: decode on another thread than the main one, which signals never interrupt, and `stop` it from there.
 """
 
 from __future__ import annotations
@@ -70,9 +71,14 @@ class MultiplicationTap:
         """Make the callback. Raises EngineError if this library's tensors are not laid out as we read them."""
         self._wants, self._take = wants, take
         self._failure: BaseException | None = None
+        self._stopped = False
         self._plain, self._experts = _operation("MUL_MAT"), _operation("MUL_MAT_ID")
         _check_layout()
         self.callback: Any = load().ggml_backend_sched_eval_callback(self._called)
+
+    def stop(self) -> None:
+        """Let the computation that is under way end soon, and every later one; what it computes is then worthless."""
+        self._stopped = True
 
     def raise_failure(self) -> None:
         """Raise what `wants` or `take` raised in a computation, once."""
@@ -82,8 +88,8 @@ class MultiplicationTap:
 
     def _called(self, address: int, asked: bool, _user_data: Any) -> bool:
         try:
-            if self._failure is not None:
-                return False
+            if self._stopped or self._failure is not None:
+                return asked  # yes, call again when this one is computed; then no, don't go on
             tensor = _Tensor.from_address(address)
             if asked:
                 return self._is_wanted(tensor)

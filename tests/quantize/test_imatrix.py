@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -311,6 +312,28 @@ def test_an_interrupted_run_leaves_nothing(folder: Path, tmp_path: Path) -> None
         assert process.stderr is not None
         assert "interrupted" in process.stderr.read()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_during_the_computation_is_not_lost(default_model: Path, tmp_path: Path) -> None:
+    """A model that is large enough for the signal to come while llama.cpp computes."""
+    out = tmp_path / "m.gguf"
+    command = [sys.executable, "-P", "-m", "quantize.imatrix", str(default_model), "--format", "json"]
+    command += ["--out", str(out), "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["event"] == "progress"
+        running = psutil.Process(process.pid)
+        begun = running.cpu_times().user
+        while running.cpu_times().user < begun + 0.4:  # however busy the machine is, it computes by then
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        events = [json.loads(line) for line in process.stdout]
+        assert process.wait(30) == 130
+        assert events[-1]["message"] == "interrupted; nothing was left behind"
+        assert len(events) <= 3
+        assert process.stderr.read() == ""
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
