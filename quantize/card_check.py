@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 
 from app.errors import StorageError
-from app.models.card import Card, mismatch
+from app.models.card import Card
+from app.models.embedded_card import plain_header
 from app.models.gguf import Header
 from quantize.verdict import FILE, HEADER, TENSOR, Difference
 
@@ -17,13 +18,15 @@ CARD = "card"
 def hash_file(header: Header, progress: Callable[[int, int], None] | None = None) -> tuple[str, list[str]]:
     """Return the sha256 of a file, and those of its beginnings: through the header, and through each tensor's end.
 
-    Raises `StorageError` if the file cannot be read to the end that it had.
+    A card in the file is left out, as if it was beside it. Raises `StorageError` if the file cannot be read to the end
+    that it had, and what `plain_header` raises.
     """
-    start = header.data_offset
-    marks = [start, *(start + tensor.offset + tensor.nbytes for tensor in header.tensors)]
-    digest, through, position = hashlib.sha256(), [], 0
+    position = header.data_offset
+    marks = [position, *(position + tensor.offset + tensor.nbytes for tensor in header.tensors)]
+    digest, through = hashlib.sha256(plain_header(header)), []
     try:
         with header.path.open("rb") as file:
+            file.seek(position)
             for mark in [*marks, header.file_size]:
                 while position < mark:
                     data = file.read(min(_AT_ONCE, mark - position))
@@ -39,11 +42,16 @@ def hash_file(header: Header, progress: Callable[[int, int], None] | None = None
     return digest.hexdigest(), through[:-1]
 
 
-def card_differences(header: Header, card: Card, sha256: str, through: list[str]) -> Iterator[Difference]:
-    """Yield what a card says against a file: the first place from which on the bytes differ."""
+def card_differences(
+    header: Header, card: Card, problem: str | None, sha256: str, through: list[str]
+) -> Iterator[Difference]:
+    """Yield what a card says against a file: the first place from which on the bytes differ.
+
+    `problem` is what the header alone tells, if it does.
+    """
     if sha256 == card.file.sha256:
         return
-    if problem := mismatch(card, header):
+    if problem:
         yield Difference(CARD, FILE, problem)
     elif through[0] != card.file.header_sha256:
         yield Difference(CARD, HEADER, "the header is not the one that was written: keys, names or types were changed")

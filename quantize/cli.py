@@ -97,24 +97,25 @@ def _reported(arguments: argparse.Namespace, process: ProofProcess | None) -> in
         with ended_by_signals():
             _run(arguments, reporter, process)
     except PestleError as error:
-        reporter.error(error)
-        return int(error.exit_code)
+        return told(reporter, error)
     except KeyboardInterrupt:
-        kept = (
-            "what is done is kept: run the same command again to go on"
-            if arguments.resume
-            else "nothing was left behind"
+        kept = "what is done is kept: run the same command again to go on"
+        return told(
+            reporter,
+            InterruptedByUserError(f"interrupted; {kept if arguments.resume else 'nothing was left behind'}"),
         )
-        interrupted = InterruptedByUserError(f"interrupted; {kept}")
-        reporter.error(interrupted)
-        return interrupted.exit_code
     except BrokenPipeError:
         return StorageError.exit_code  # nobody is left to be told
     except OSError as error:
-        failure = StorageError(f"{error.filename or arguments.source}: {error.strerror or error}")
-        reporter.error(failure)
-        return failure.exit_code
+        return told(reporter, StorageError(f"{error.filename or arguments.source}: {error.strerror or error}"))
     return 0
+
+
+def told(reporter: Any, error: PestleError) -> int:
+    """Report an error, if the disk or the pipe takes it, and return its exit code."""
+    with contextlib.suppress(OSError):
+        reporter.error(error)
+    return int(error.exit_code)
 
 
 def _run(arguments: argparse.Namespace, reporter: Any, process: ProofProcess | None) -> None:

@@ -17,8 +17,9 @@ from app.errors import (
     VerificationError,
 )
 from app.models.card import Card, card_path, read_card
+from app.models.embedded_card import CARD_KEY, find_card
 from app.models.gguf import MAGIC, Header, read_header
-from quantize.cli import FORMATS, add_recipe_arguments, ended_by_signals, overrides_of
+from quantize.cli import FORMATS, add_recipe_arguments, ended_by_signals, overrides_of, told
 from quantize.recipe import RECIPES, Overrides
 from quantize.verdict import FILE, HEADER, Difference, Verdict
 
@@ -50,11 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         with ended_by_signals():
             verdict = _verdict(arguments, reporter)
     except PestleError as error:
-        reporter.error(error)
-        return int(error.exit_code)
+        return told(reporter, error)
     except KeyboardInterrupt:
-        reporter.error(InterruptedByUserError("interrupted"))
-        return InterruptedByUserError.exit_code
+        return told(reporter, InterruptedByUserError("interrupted"))
     except BrokenPipeError:
         return StorageError.exit_code  # nobody is left to be told
     reporter.verified(verdict)
@@ -67,32 +66,40 @@ def _verdict(arguments: argparse.Namespace, reporter: Any) -> Verdict:
     path: Path = arguments.file.expanduser()
     if not path.is_file():
         raise BadInputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    card = read_card(path)
-    header = _header(path, card)
+    header = _header(path)
     if isinstance(header, Verdict):
         return header
-    sha256, through = hash_file(header, reporter.progress)
+    try:
+        card, problem = find_card(header) or (None, None)
+        sha256, through = hash_file(header, reporter.progress)
+    except ModelFileError as error:
+        if CARD_KEY not in header.metadata:
+            raise
+        return Verdict(path, header.file_size, (STRUCTURE,), (_of_header(path, error),))
     judges, differences = [STRUCTURE], list(_behind_the_tensors(header))
     if card is not None:
         judges.append("card")
-        differences += card_differences(header, card, sha256, through)
+        differences += card_differences(header, card, problem, sha256, through)
     if arguments.source is not None:
         judges.append("source")
         differences += _against_source(arguments, header, card, reporter)
     return Verdict(path, header.file_size, tuple(judges), tuple(differences), sha256)
 
 
-def _header(path: Path, card: Card | None) -> Header | Verdict:
+def _header(path: Path) -> Header | Verdict:
+    """Return the header, or a verdict if it is damaged in a file that once was a GGUF. Raises `ModelFileError` else."""
     try:
         return read_header(path)
     except ModelFileError as error:
         with path.open("rb") as file:
             is_gguf = file.read(len(MAGIC)) == MAGIC
-        if card is None and not is_gguf:
+        if not is_gguf and read_card(path) is None:
             raise
-        judges = (STRUCTURE, "card") if card is not None else (STRUCTURE,)
-        difference = Difference(STRUCTURE, HEADER, error.message.removeprefix(f"{path}: "))
-        return Verdict(path, path.stat().st_size, judges, (difference,))
+        return Verdict(path, path.stat().st_size, (STRUCTURE,), (_of_header(path, error),))
+
+
+def _of_header(path: Path, error: ModelFileError) -> Difference:
+    return Difference(STRUCTURE, HEADER, error.message.removeprefix(f"{path}: "))
 
 
 def _behind_the_tensors(header: Header) -> list[Difference]:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fault_tmpfs import Report
-from plain_card import write_plain_card
 
 from app.cli import main as pestle
 from app.models.card import card_path
@@ -30,8 +29,6 @@ Damage = tuple[str, int, int]
 def damage_report(work: Path, truncations: int, flips: int, seed: int, pool: concurrent.futures.Executor) -> Report:
     """Damage copies of the Q8_0 in `work`/whole, whose source is `work`/Model."""
     file = work / "whole" / NAME
-    if not card_path(file).exists():
-        write_plain_card(file, "q8_0")
     draw, size = random.Random(seed), file.stat().st_size
     damages: list[Damage] = [("cut", draw.randrange(size), 0) for _ in range(truncations)]
     damages += [("flip", draw.randrange(size), draw.randrange(8)) for _ in range(flips)]

@@ -51,7 +51,7 @@ class Run:
 
     def flags(self, out: Path) -> list[str]:
         """Return the arguments."""
-        return [*self.arguments, "--out", str(out), "--threads", "2", "--format", "quiet"]
+        return [*self.arguments, "--out", str(out), "--threads", "2", "--no-measure", "--format", "quiet"]
 
 
 def traced_calls(run: Run, out: Path, log: Path) -> tuple[collections.Counter[str], collections.Counter[str]]:

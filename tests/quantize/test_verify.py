@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -17,20 +18,8 @@ from app.cli import main
 from app.models.card import card_path, read_card
 from app.models.gguf import read_header
 from quantize.pipeline import quantize
-from quantize.recipe import Overrides
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def scripts() -> Any:
-    """Return the module that writes the card of a file."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import plain_card  # noqa: PLC0415 - scripts are no package
-    finally:
-        sys.path.pop(0)
-    return plain_card
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +28,16 @@ def source(checkpoint_of: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(source: Path, scripts: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a Q4_K_M and its card. Tests take a copy."""
     out = tmp_path_factory.mktemp("whole") / "model.gguf"
-    quantize(source, "q4_k_m", out)
-    scripts.write_plain_card(out, "q4_k_m")
+    make(source, "q4_k_m", out)
     return out
+
+
+def make(source: Path, type_name: str, out: Path, *flags: str) -> None:
+    command = ["quantize", str(source), "--type", type_name, "--out", str(out), "--no-measure", "--format", "quiet"]
+    assert main([*command, *flags]) == 0
 
 
 @pytest.fixture
@@ -157,25 +150,38 @@ def test_another_source(file: Path, checkpoint_of: Callable[[str], Path], verify
 
 
 def test_the_recipe_comes_from_the_card(
-    source: Path, scripts: Any, tmp_path: Path, verify: Verify, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, verify: Verify, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "mixed.gguf"
-    quantize(source, "q4_0", out, overrides=Overrides((("ffn_down", "q6_K"),), output="q8_0"))
-    assert verify(out, source)[0] == 5
-    assert verify(out, source, "--tensor-type", "ffn_down=q6_k", "--output-tensor-type", "q8_0")[0] == 0
-    recipe = {"overrides": [("ffn_down", "q6_K")], "output": "q8_0"}
-    scripts.write_plain_card(out, "q4_0", scripts.Recipe(**recipe))
+    out, flags = tmp_path / "mixed.gguf", ("--tensor-type", "ffn_down=q6_k", "--output-tensor-type", "q8_0")
+    make(source, "q4_0", out, *flags)
     assert verify(out, source)[0] == 0
-    scripts.write_plain_card(out, "q4_0", scripts.Recipe(**recipe, imatrix=_imatrix()))
+    card = json.loads(card_path(out).read_text())
+    card["recipe"]["imatrix"] = {"name": "imatrix.gguf", "sha256": "0" * 64}
+    card_path(out).write_text(json.dumps(card))
     capsys.readouterr()
     assert main(["verify", str(out), str(source)]) == 2
     assert "was made with the importance matrix imatrix.gguf: give it with --imatrix" in capsys.readouterr().err
+    card_path(out).unlink()
+    assert verify(out, source)[0] == 5
+    assert verify(out, source, *flags)[0] == 0
 
 
-def _imatrix() -> Any:
-    from app.models.card import Imatrix  # noqa: PLC0415
-
-    return Imatrix(name="imatrix.gguf", sha256="0" * 64)
+def test_a_card_in_the_file(source: Path, whole: Path, tmp_path: Path, verify: Verify) -> None:
+    out = tmp_path / "model.gguf"
+    make(source, "q4_k_m", out, "--embed-card")
+    assert list(tmp_path.iterdir()) == [out]
+    code, said = verify(out, source)
+    assert (code, said["judges"], said["differences"]) == (0, ["structure", "card", "source"], [])
+    assert said["sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
+    content, header = out.read_bytes(), read_header(out)
+    tensor = header.tensors[9]
+    flip(out, header.data_offset + tensor.offset + 5)
+    code, said = verify(out)
+    assert (code, said["differences"][0]["name"]) == (5, tensor.name)
+    for place in (30, header.keys_end - 1, header.keys_end - 200):  # a key of the model; the card itself
+        out.write_bytes(content)
+        flip(out, place, 7)
+        assert verify(out)[0] == 5
 
 
 @pytest.mark.parametrize("type_name", ["bf16", "f32", "q8_0"])
@@ -215,9 +221,11 @@ def test_a_damaged_card(file: Path, verify: Verify) -> None:
     assert "a damaged card" in said["message"]
 
 
-def test_another_files_card(file: Path, source: Path, verify: Verify, tmp_path: Path) -> None:
-    quantize(source, "q8_0", other := tmp_path / "other.gguf")
-    file.write_bytes(other.read_bytes())
+def test_another_files_card(file: Path, source: Path, verify: Verify) -> None:
+    card = card_path(file).read_bytes()
+    quantize(source, "q8_0", file)
+    assert not card_path(file).exists()
+    card_path(file).write_bytes(card)
     code, said = verify(file)
     assert code == 5
     assert said["differences"][0]["place"] == "file"
