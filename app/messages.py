@@ -5,6 +5,7 @@ travel as raw little-endian int32 bytes: a prompt of 8,000 tokens decodes in mic
 
     API process → either child  LoadModel, first of all       answered by Hello, or by LoadFailed and exit
     API process → text child    RenderChat, RenderText        answered by Rendered or Refused
+                                CompileGrammar                answered by Compiled or Refused
     API process → worker        Generate                      answered by Accepted or Refused, then by Steps' pieces
                                 Cancel                        answered by a piece with finish_reason "cancelled"
 """
@@ -20,6 +21,7 @@ FRAME_HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -97,6 +99,22 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
     tokens: bytes  # int32 little-endian ids
 
 
+class CompileGrammar(msgspec.Struct, frozen=True, tag="compile_grammar"):
+    """Try whether answers can be held to this grammar."""
+
+    request: int
+    kind: GrammarKind
+    source: str  # a JSON schema, a regular expression, a JSON array of strings, or Lark or GBNF
+    param: str  # the field that errors name
+
+
+class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
+    """A grammar that compiles, in the form that the worker takes."""
+
+    request: int
+    grammar: str
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """A child's no to one request. `error` names a class of app.errors."""
 
@@ -117,6 +135,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     ignore_eos: bool = False
     top_logprobs: int | None = None  # None: no logprobs at all; 0: the drawn token's only
     request_id: str = ""  # for logs
+    grammar: str | None = None  # as Compiled has it: what the answer is held to
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -159,6 +178,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprob] | None = None
     error: str | None = None  # with finish_reason "error": what went wrong with this sequence
     timings: Timings | None = None  # with a finish_reason
+    error_name: str = "EngineError"  # the class of app.errors that `error` belongs to
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
@@ -181,8 +201,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     load: Load
 
 
-ToText = LoadModel | RenderChat | RenderText
-FromText = Hello | LoadFailed | Rendered | Refused
+ToText = LoadModel | RenderChat | RenderText | CompileGrammar
+FromText = Hello | LoadFailed | Rendered | Compiled | Refused
 ToWorker = LoadModel | Generate | Cancel
 FromWorker = Hello | LoadFailed | Accepted | Refused | Step
 
