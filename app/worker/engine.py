@@ -14,6 +14,7 @@ import numpy as np
 from app.errors import DecodeError, EngineError, NoKvSlotError, RequestError
 from app.llama.batch import Batch
 from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
+from app.worker.grammar import Grammars
 from app.worker.kv import KvCache
 from app.worker.request import new_sequence
 from app.worker.sampler import NO_TOKEN, RowLogprobs, logprobs, sample
@@ -54,6 +55,7 @@ class Engine:
         self._cache = KvCache(context.slots, can_rewind=model.can_rewind)
         self._scheduler = Scheduler(self._cache, context.batch_size)
         self._commands: queue.SimpleQueue[Sequence | Cancel] = queue.SimpleQueue()
+        self._grammars = Grammars(model.vocabulary, self._commands.put)
         self._publish = publish
         self._pieces_of_step: list[Piece] = []
         self._failures = 0  # decodes that failed, one after the other
@@ -98,11 +100,14 @@ class Engine:
         self._prepare_slots(self._scheduler.admit(), started)
         schedule = self._scheduler.schedule()
         rows, logits = self._decode(schedule)
+        rows, logits = self._grammars.ready_rows(rows, logits, idle=not schedule.chunks)
         now = time.perf_counter()
         details = [self._raw_logprobs(sequence, row) for sequence, row in zip(rows, logits, strict=True)]
+        self._grammars.mask(rows, logits)
         tokens = sample(logits, [s.sampler for s in rows], [s.tokens[: s.n_tokens] for s in rows])
         for sequence, token, detail in zip(rows, tokens, details, strict=True):
             self._update(sequence, token, detail, now)
+        self._grammars.advance(rows)
         self._publish_step(schedule.prompt_tokens, len(rows), started)
 
     def check_integrity(self) -> None:
@@ -117,7 +122,10 @@ class Engine:
             command = self._commands.get()
             idle = False
             if isinstance(command, Sequence):
-                self._scheduler.add(command)
+                if self._grammars.is_compiled(command):
+                    self._scheduler.add(command)
+            elif self._grammars.cancel(command.request):
+                self._pieces_of_step.append(Piece(command.request, "", 0, "cancelled"))
             elif sequence := self._scheduler.find(command.request):
                 self._end(sequence, "cancelled")
 
@@ -175,8 +183,15 @@ class Engine:
         return _Detail(row.copy() if sequence.sampler.edits else row, logprobs(row, sequence.top_logprobs))
 
     def _update(self, sequence: Sequence, token: int, detail: _Detail | None, now: float) -> None:
+        grammar = sequence.grammar
+        if grammar is not None and grammar.failure is not None:
+            self._fail(sequence, f"the grammar cannot be followed: {grammar.failure}", "GrammarRefusedError")
+            return
         if token == NO_TOKEN:
-            self._fail(sequence, "the model's logits hold no finite number; its file or the device may be damaged")
+            if grammar is not None and grammar.is_at_end(self._eog_ids):  # which ignore_eos forbids
+                self._end(sequence, "stop", sequence.detokenizer.flush())
+            else:
+                self._fail(sequence, "the model's logits hold no finite number; its file or the device may be damaged")
             return
         if sequence.n_drawn == 0:
             sequence.first_token = now
@@ -187,9 +202,10 @@ class Engine:
             return
         text = detokenizer.push(self._pieces[token])
         entries = None if detail is None else [self._token_logprob(token, detail)]
-        if sequence.is_full:
+        complete = grammar is not None and grammar.accept(token)
+        if complete or sequence.is_full:
             text += detokenizer.flush()
-        if detokenizer.stopped:
+        if complete or detokenizer.stopped:
             self._end(sequence, "stop", text, entries)
         elif sequence.is_full:
             self._end(sequence, "length", text, entries)
@@ -214,16 +230,16 @@ class Engine:
         text: str = "",
         entries: list[TokenLogprob] | None = None,
         error: str | None = None,
+        error_name: str = "EngineError",
     ) -> None:
         self._scheduler.remove(sequence)
         timings = sequence.timings(time.perf_counter())
-        self._pieces_of_step.append(
-            Piece(sequence.request, text, sequence.n_drawn, reason, sequence.n_cached, entries, error, timings)
-        )
+        done = (reason, sequence.n_cached, entries, error, timings, error_name)
+        self._pieces_of_step.append(Piece(sequence.request, text, sequence.n_drawn, *done))
 
-    def _fail(self, sequence: Sequence, error: str) -> None:
+    def _fail(self, sequence: Sequence, error: str, name: str = "EngineError") -> None:
         slot = sequence.slot
-        self._end(sequence, "error", error=error)
+        self._end(sequence, "error", error=error, error_name=name)
         if slot is not None:
             self._context.memory.clear(slot.index)
             self._cache.clear(slot)

@@ -9,6 +9,7 @@ import numpy as np
 
 from app.errors import ContextLengthError, RequestError
 from app.worker.detokenizer import Detokenizer
+from app.worker.grammar import SequenceGrammar
 from app.worker.sampler import TokenSampler
 from app.worker.sequence import Sequence
 
@@ -48,6 +49,7 @@ def new_sequence(command: Generate, vocabulary_size: int, context_length: int, e
         sampler=TokenSampler(command.sampling, vocabulary_size, eog if command.ignore_eos else None),
         detokenizer=Detokenizer(command.stop),
         top_logprobs=command.top_logprobs,
+        grammar=None if command.grammar is None else SequenceGrammar(command.grammar),
     )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _BLOCK = 192
 _FIRST_TRY = 64  # most top-p sets are smaller
 _SEEDS = 2**64
+_LEAST_FINITE = np.finfo(np.float32).min
 NO_TOKEN = -1  # what `sample` returns for a row without a finite logit at its top
 
 
@@ -167,12 +168,15 @@ def block_maxima_of(logits: Floats, rows: Sequence[int] | None = None) -> Floats
 
 
 def largest(row: Floats, count: int, block_maxima: Floats) -> Ids:
-    """Return the ids of the `count` largest logits, largest first; of equal ones, the smaller id first."""
+    """Return the ids of the `count` largest logits, largest first; of equal ones, the smaller id first.
+
+    Fewer where a grammar leaves fewer: logits of -inf are never among them.
+    """
     if count <= len(block_maxima):
         bound = np.partition(block_maxima, len(block_maxima) - count)[len(block_maxima) - count]
     else:
         bound = np.partition(row, len(row) - count)[len(row) - count]
-    ids = np.flatnonzero(row >= bound)
+    ids = np.flatnonzero(row >= max(bound, _LEAST_FINITE))
     return ids[np.argsort(-row[ids], kind="stable")[:count]]
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from app.worker.detokenizer import Detokenizer
+    from app.worker.grammar import SequenceGrammar
     from app.worker.kv import Slot
     from app.worker.sampler import TokenSampler
 
@@ -29,6 +30,7 @@ class Sequence:
     sampler: TokenSampler
     detokenizer: Detokenizer
     top_logprobs: int | None = None
+    grammar: SequenceGrammar | None = None
     n_computed: int = 0
     n_cached: int = 0  # prompt tokens that the slot already held
     slot: Slot | None = None
