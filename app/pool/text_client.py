@@ -1,4 +1,4 @@
-"""Prompts and grammars on their way through the text child: in order, each with a deadline, the culprit of a death refused."""
+"""Prompts and grammars on their way through the text child, in order: a deadline each, the culprit of a death refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.errors import GrammarRefusedError, PestleError, PromptRefusedError
-from app.messages import CompileGrammar, Compiled, Hello, RenderChat, Rendered, RenderText
+from app.messages import Compiled, CompileGrammar, Hello, RenderChat, Rendered, RenderText
 from app.observability.logging import get_logger
 from app.pool.refusal import refusal_error
 

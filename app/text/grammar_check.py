@@ -41,9 +41,7 @@ class GrammarChecker:
     def compiled(self, asked: CompileGrammar) -> str:
         """Return the grammar as the worker takes it. Raises GrammarRefusedError with the reason and the field."""
         try:
-            size = len(asked.source.encode("utf-8", "surrogatepass"))
-            if size > MAX_SOURCE_BYTES:
-                raise GrammarRefusedError(f"it has {size} bytes, the limit is {MAX_SOURCE_BYTES}")
+            _bound_bytes("it", asked.source, MAX_SOURCE_BYTES)
             grammar = _TRANSLATE[asked.kind](asked.source)
             self._try(grammar)
         except GrammarRefusedError as error:
@@ -114,9 +112,14 @@ def _regex(source: str) -> str:
 
 
 def _bound_pattern(pattern: str) -> None:
-    if len(pattern.encode("utf-8", "surrogatepass")) > MAX_PATTERN_BYTES:
-        raise GrammarRefusedError(f"a regular expression has more than {MAX_PATTERN_BYTES} bytes")
+    _bound_bytes("a regular expression", pattern, MAX_PATTERN_BYTES)
     _bound_brackets(pattern)
+
+
+def _bound_bytes(what: str, text: str, limit: int) -> None:
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > limit:
+        raise GrammarRefusedError(f"{what} has {size} bytes, the limit is {limit}")
 
 
 def _bound_brackets(text: str) -> None:
@@ -141,7 +144,6 @@ def _choice(source: str) -> str:
 
 
 def _grammar(source: str) -> str:
-    _bound_brackets(source)
     return guidance.lark_grammar(lark_from_gbnf(source) if is_gbnf(source) else source)
 
 

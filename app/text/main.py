@@ -25,8 +25,8 @@ from app.errors import GrammarRefusedError, ModelLoadError, PestleError, PromptR
 from app.llama.library import build_name
 from app.llama.model import VocabularyModel
 from app.messages import (
-    CompileGrammar,
     Compiled,
+    CompileGrammar,
     FrameReader,
     Hello,
     LoadFailed,

@@ -16,7 +16,8 @@ import numpy as np
 from app.errors import PestleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence as AbstractSequence
+    from collections.abc import Callable
+    from collections.abc import Sequence as AbstractSequence
 
     import numpy.typing as npt
 

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from app.errors import RequestError
 from app.messages import Sampling
+from app.server.schema.structured import JsonSchemaFormat, ResponseFormat, Schema, StructuredOutputs
 
 MAX_STOPS = 4
 MAX_STOP_BYTES = 256
@@ -47,6 +48,14 @@ class CommonRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    json_schema: Schema = Schema()
+    grammar: str | None = None
+    guided_json: Schema = Schema()
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: str | None = None
 
     @property
@@ -92,9 +101,14 @@ class CommonRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def nested_without_effect(self) -> list[str]:
         """Return the names of fields within fields that were sent and cannot change the answer."""
+        names = []
         if self.stream_options is not None and self.stream_options.include_obfuscation is not None:
-            return ["stream_options.include_obfuscation"]
-        return []
+            names.append("stream_options.include_obfuscation")
+        if isinstance(self.response_format, JsonSchemaFormat):
+            names.append("response_format.json_schema.name")
+            if self.response_format.json_schema.description is not None:
+                names.append("response_format.json_schema.description")
+        return names
 
     def _logit_bias(self) -> dict[int, float] | None:
         if self.logit_bias is None:

@@ -12,6 +12,7 @@ from app.pool.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from app.server.schema.common import MAX_TOKEN_ID, CommonRequest, TopLogprobs
 from app.server.schema.decode import decode
 from app.server.schema.fields import COMPLETIONS, refuse_what_would_change_the_answer, without_effect
+from app.server.schema.structured import grammar_source
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, and vLLM's
 MAX_PROMPTS = 128
@@ -39,6 +40,7 @@ class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown
             ignore_eos=self.ignore_eos is True,
             top_logprobs=self.logprobs,
             request_id=request_id,
+            grammar=grammar_source(self),
         )
 
     def names_without_effect(self) -> list[str]:
