@@ -1,4 +1,4 @@
-"""Prompts and grammars on their way through the text child, in order: a deadline each, the culprit of a death refused."""
+"""Prompts and grammars on their way through the text child: in order, each with a deadline; a culprit is refused."""
 
 from __future__ import annotations
 
