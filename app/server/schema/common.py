@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from app.errors import RequestError
 from app.messages import Sampling
-from app.server.schema.structured import JsonSchemaFormat, ResponseFormat, Schema, StructuredOutputs
+from app.server.schema.structured import NO_SCHEMA, JsonSchemaFormat, ResponseFormat, Schema, StructuredOutputs
 
 MAX_STOPS = 4
 MAX_STOP_BYTES = 256
@@ -49,9 +49,9 @@ class CommonRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
-    json_schema: Schema = Schema()
+    json_schema: Schema = NO_SCHEMA
     grammar: str | None = None
-    guided_json: Schema = Schema()
+    guided_json: Schema = NO_SCHEMA
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from app.messages import GrammarKind
     from app.server.schema.common import CommonRequest
 
-_NOTHING = (b"", b"null")
 _ANY_OBJECT = '{"type": "object"}'
 
 Schema = msgspec.Raw  # kept as it came: the text child reads it
+NO_SCHEMA = Schema(b"null")
 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -27,7 +27,7 @@ class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 class JsonObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
     """Any JSON object, or, as llama-server has it, one that a schema allows."""
 
-    schema: Schema = Schema()
+    schema: Schema = NO_SCHEMA
 
 
 class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's one field for all kinds."""
 
-    json: Schema = Schema()
+    json: Schema = NO_SCHEMA
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None
@@ -109,7 +109,7 @@ def _of_structured_outputs(asked: StructuredOutputs | None) -> list[GrammarSourc
 def _schema(param: str, given: Schema) -> list[GrammarSource]:
     """Take a schema; vLLM's clients also send it as a string of JSON."""
     data = bytes(given).strip()
-    if data in _NOTHING:
+    if data == bytes(NO_SCHEMA):
         return []
     try:
         source = msgspec.json.decode(data, type=str) if data.startswith(b'"') else data.decode()
