@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _WORD_BITS = 32
 _LONGEST_TOKENIZED = 2048  # bytes; some pre-tokenizers recurse for each byte, and this runs beside the decode
 _LONGEST_REASON = 600  # characters of llguidance's own words
+_EXPLANATIONS = {
+    "NoExtension": "no answer can satisfy it",
+    "NoExtensionBias": "no answer can satisfy it",
+    "ParserTooComplex": "it is too ambiguous to be followed token by token",
+    "LexerTooComplex": "its regular expressions are too complex to be followed token by token",
+}
 _LEADS = (b"\n", b"\x02", b"!")  # what stands before a text whose tokenizer would put a space there
 
 # The time and memory that one sequence's grammar may take: 50,000 states of the lexer are some 80 MiB, a step's fuel
@@ -77,7 +83,7 @@ class Constraint:
     @property
     def error(self) -> str | None:
         """Why the grammar cannot go on, in llguidance's words."""
-        return _shortened(self._matcher.get_error()) if self._matcher.is_error() else None
+        return _reason(self._matcher.get_error()) if self._matcher.is_error() else None
 
     @property
     def finished(self) -> bool:
@@ -159,6 +165,7 @@ def lark_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _shortened(reason: str) -> str:
-    reason = " ".join(reason.split())
+def _reason(words: str) -> str:
+    reason = " ".join(words.replace("<non-verbose/>", "").split())
+    reason = _EXPLANATIONS.get(reason, reason)
     return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + "…"
