@@ -1,7 +1,7 @@
 """llama.cpp's grammars (GBNF) as the Lark that llguidance reads.
 
-A rule that leads back to no rule at all becomes a terminal, which is matched as one regular expression; what is
-recursive stays a rule. Both languages have literals, character classes, groups, repetitions and tokens.
+GBNF has no words: `[a-z]+ "x"` takes "abx". Lark's terminals take as much as they can, so that they may stand for one
+character only; or for the whole grammar, as one regular expression, when no rule leads back to itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9]")
 
 @dataclass(slots=True)
 class _Rule:
-    """A rule's body as Lark, with the names of other rules still as {numbers} in `parts`."""
+    """A rule's body as Lark; other rules' names are filled in when their kind is known."""
 
     parts: list[str | _Reference] = field(default_factory=list)
     has_tokens: bool = False
@@ -59,8 +59,8 @@ def lark_from_gbnf(text: str) -> str:
     if "root" not in rules:
         raise GrammarRefusedError("the GBNF grammar has no rule 'root', which is where an answer begins")
     reached = _reached_from_root(rules)
-    terminals = _without_recursion(rules, reached)
-    names = {name: _lark_name(name, number, name in terminals) for number, name in enumerate(reached)}
+    as_terminals = not any(rules[name].has_tokens for name in reached) and _is_without_recursion(rules, reached)
+    names = {name: _lark_name(name, number, as_terminals) for number, name in enumerate(reached)}
     lines = [f"start: {names['root']}"]
     for name in reached:
         body = "".join(names[part.name] if isinstance(part, _Reference) else part for part in rules[name].parts)
@@ -176,7 +176,7 @@ class _Parser:
         self._at += 1
         characters = []
         while self._peek() != '"':
-            characters.append(self._character("a literal", '"')[0])
+            characters.append(self._character("a literal", '"'))
         self._at += 1
         return "".join(characters)
 
@@ -186,10 +186,10 @@ class _Parser:
         self._at += negated
         members = []
         while self._peek() != "]":
-            first, _ = self._character("a class", "]")
+            first = self._character("a class", "]")
             if self._peek() == "-" and self._text[self._at + 1 : self._at + 2] not in ("]", ""):
                 self._at += 1
-                last, _ = self._character("a class", "]")
+                last = self._character("a class", "]")
                 if last < first:
                     raise self._error(f"the range {first}-{last} is the wrong way round")
                 members.append(f"{_class_member(first)}-{_class_member(last)}")
@@ -200,14 +200,14 @@ class _Parser:
             return "/(?s:.)/" if negated else "/[a&&b]/"
         return f"/[{'^' if negated else ''}{''.join(members)}]/"
 
-    def _character(self, where: str, end: str) -> tuple[str, bool]:
-        """Read one character, which may be escaped; return it, and whether it was."""
+    def _character(self, where: str, end: str) -> str:
+        """Read one character, which may be escaped."""
         character = self._peek()
         if not character or (character in "\r\n" and end == '"'):
             raise self._error(f"{where} is not closed by {end}")
         if character != "\\":
             self._at += 1
-            return character, False
+            return character
         escape = _ESCAPE.match(self._text, self._at)
         if escape is None:
             raise self._error("an escape is cut off")
@@ -221,7 +221,7 @@ class _Parser:
                 raise self._error(f"U+{code:04X} is no character")
             character = chr(code)
         self._at = escape.end()
-        return character, True
+        return character
 
     def _name(self) -> str:
         name = _NAME.match(self._text, self._at)
@@ -259,23 +259,19 @@ def _reached_from_root(rules: dict[str, _Rule]) -> list[str]:
     return list(reached)
 
 
-def _without_recursion(rules: dict[str, _Rule], names: list[str]) -> set[str]:
-    """Return the rules from which no way leads to a rule that leads to itself, nor to a token."""
+def _is_without_recursion(rules: dict[str, _Rule], names: list[str]) -> bool:
     open_references = {name: len(set(rules[name].references)) for name in names}
     users: dict[str, list[str]] = {name: [] for name in names}
     for name in names:
         for other in set(rules[name].references):
             users[other].append(name)
-    waiting = [name for name, count in open_references.items() if not count and not rules[name].has_tokens]
-    found: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
+    resolved = [name for name, count in open_references.items() if not count]
+    for name in resolved:  # grows while it is read
         for user in users[name]:
             open_references[user] -= 1
-            if not open_references[user] and not rules[user].has_tokens:
-                waiting.append(user)
-    return found
+            if not open_references[user]:
+                resolved.append(user)
+    return len(resolved) == len(names)
 
 
 def _lark_name(name: str, number: int, terminal: bool) -> str:
