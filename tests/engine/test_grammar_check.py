@@ -56,6 +56,7 @@ LETS_THROUGH: list[tuple[GrammarKind, str, list[str], list[str]]] = [
         ["yes", "yes, sir", '"\\ \x7f é'],
         ["ye", "yes,", "nope"],
     ),
+    ("choice", '["yes","yes, sir","\\"\\\\ \\u007f é"]', ["yes", "yes, sir", '"\\ \x7f é'], ["ye", "yes,", "no"]),
     ("grammar", 'start: "a" b\nb: "x" | b "y"', ["ax", "axyyy"], ["a", "ay", "axx"]),
     ("grammar", 'start: "n=" %json {"type": "integer"}', ["n=-12"], ["n=", "n=1.5"]),
     ("grammar", 'root ::= name "x"\nname ::= [a-z]+', ["ax", "abxx"], ["x", "ab", "aX"]),
