@@ -15,10 +15,10 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle bench clean
+.PHONY: help setup serve quantize test check oracle bench prove-grammars clean
 
 help: ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment; ACCEL=cpu|cuda|metal (found when not given)
 	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
@@ -56,6 +56,11 @@ bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and ups
 	@$(PYTHON) scripts/bench_quantize.py
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5
+
+prove-grammars: $(DEV) ## send 1,000 mutated schemas and grammars through the real children: MODEL=<GGUF>
+	@[ -f "$(MODEL)" ] || { echo "say which: make prove-grammars MODEL=<GGUF>" >&2; exit 2; }
+	@$(PYTHON) scripts/prove_grammars.py "$(MODEL)"
+	@$(PYTHON) scripts/bench_structured.py "$(MODEL)"
 
 clean: ## remove the environment and what the tools left
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
