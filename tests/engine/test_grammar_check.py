@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,3 +219,8 @@ def test_only_reached_rules_are_translated() -> None:
 def test_a_text_too_long_for_the_tokenizer_is_cut_greedily(tokenizer: GrammarTokenizer) -> None:
     long = "a" * 50_000
     assert tokenizer.native.decode_str(tokenizer.native.tokenize_str(long)) == long
+
+
+def test_children_without_grammars_never_load_llguidance() -> None:
+    code = "import sys, app.text.main, app.worker.main, app.pool.pool; sys.exit('llguidance' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -196,3 +196,14 @@ def test_logprobs_are_the_log_softmax_of_the_raw_row() -> None:
     assert [token for token, _ in top] == best.tolist()
     assert [logprob for _, logprob in top] == pytest.approx(expected[best].tolist(), abs=1e-5)
     assert float(row[123]) - log_sum == pytest.approx(expected[123], abs=1e-5)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 40, "top_p": 0.9}, {"top_p": 0.95}, {"top_k": 3}, {}])
+def test_what_a_grammar_forbids_is_never_drawn(filters: Any) -> None:
+    logits = np.full((200, 5000), -np.inf, np.float32)
+    allowed = [7, 300, 301, 4999]
+    logits[:, allowed] = [0.5, 0.0, -1.0, 2.0]
+    sampler = TokenSampler(Sampling(**filters), 5000)
+    tokens = sample(logits, [sampler] * len(logits), [np.zeros(1, np.int32)] * len(logits))
+    assert set(tokens) <= set(allowed)
+    assert len(set(tokens)) > 1
