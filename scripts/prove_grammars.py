@@ -112,14 +112,17 @@ def request(grammar: GrammarSource | None, max_tokens: int) -> GenerationRequest
     )
 
 
-async def outcome(pool: Pool, source: GrammarSource) -> str:
-    """Return what became of one grammar."""
+async def outcome(pool: Pool, source: GrammarSource, verdicts: list[float]) -> str:
+    """Return what became of one grammar; add the seconds until it was taken or refused."""
+    started = time.monotonic()
     try:
         generation = await pool.open(request(source, 12))
     except RequestError as error:
         if error.param != "field":
             return f"WRONG: an error about {error.param}: {error.message}"
         return "refused past the deadline" if "takes longer" in error.message else "refused"
+    finally:
+        verdicts.append(time.monotonic() - started)
     try:
         (piece,) = await generation.collect()
     except PestleError as error:
@@ -139,30 +142,29 @@ async def prove(model: Path, count: int, seed: int) -> int:
         await asyncio.sleep(0.01)
     worker, text = pool.child_pids["worker"], pool.child_pids["text"]
     outcomes: collections.Counter[str] = collections.Counter()
-    slowest, deaths, tokens = 0.0, 0, 0
+    verdicts: list[float] = []
+    deaths, tokens = 0, 0
     stream = await pool.open(request(None, 1500))
     for source in sources(count, seed):
         if not stream.completion_tokens < 1500:
             tokens += stream.completion_tokens
             await stream.aclose()
             stream = await pool.open(request(None, 1500))
-        started = time.monotonic()
-        what = await outcome(pool, source)
-        slowest = max(slowest, time.monotonic() - started)
+        what = await outcome(pool, source, verdicts)
         outcomes[what] += 1
         if what.startswith("WRONG"):
             print(what, source, file=sys.stderr)
         if pool.child_pids["text"] != text:
             deaths, text = deaths + 1, pool.child_pids["text"]
     tokens += stream.completion_tokens
-    failed = stream.error is not None or any(what.startswith("WRONG") for what in outcomes)
-    failed |= pool.child_pids["worker"] != worker
+    worker_lives = pool.child_pids["worker"] == worker and stream.error is None
+    failed = not worker_lives or any(what.startswith("WRONG") for what in outcomes)
     await stream.aclose()
     await pool.close()
     for what, times in outcomes.most_common():
         print(f"{times:6} {what}")
-    print(f"worker deaths: {int(pool.failure is not None or failed)}; text child restarts: {deaths}")
-    print(f"slowest: {slowest:.2f} s; tokens of the other stream meanwhile: {tokens}")
+    print(f"the worker {'lives' if worker_lives else 'DIED'}; text child restarts: {deaths}")
+    print(f"slowest verdict: {max(verdicts):.2f} s; tokens of the other stream meanwhile: {tokens}")
     return int(failed)
 
 
