@@ -16,7 +16,7 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench prove-grammars clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,11 @@ bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and ups
 
 bounds: $(DEV) ## prove the bounds of memory and reading on large random checkpoints, inside 1 GiB
 	@$(PYTHON) scripts/prove_bounds.py
+
+prove-grammars: $(DEV) ## send 1,000 mutated schemas and grammars through the real children: MODEL=<GGUF>
+	@[ -f "$(MODEL)" ] || { echo "say which: make prove-grammars MODEL=<GGUF>" >&2; exit 2; }
+	@$(PYTHON) scripts/prove_grammars.py "$(MODEL)"
+	@$(PYTHON) scripts/bench_structured.py "$(MODEL)"
 
 clean: ## remove the environment and what the tools left
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ Every error says what was wrong, names the field or the file at fault, and says 
     │   ├── ContextLengthError          context_length_exceeded
     │   ├── TemplateRefusedError        template_refused                the model's template refuses the messages
     │   ├── PromptRefusedError          prompt_refused                  template or tokenizer died or ran out of time
+    │   ├── GrammarRefusedError         grammar_refused                 a schema or grammar that cannot be followed
     │   ├── ModelNotFoundError      404 model_not_found
     │   ├── RouteNotFoundError      404 route_not_found
     │   ├── MethodNotAllowedError   405 method_not_allowed
@@ -146,6 +147,12 @@ class PromptRefusedError(RequestError):
     """Rendering or tokenizing this prompt ran out of time or memory, or ended its process."""
 
     code = "prompt_refused"
+
+
+class GrammarRefusedError(RequestError):
+    """The schema, grammar or regular expression cannot be compiled or followed; the message says why."""
+
+    code = "grammar_refused"
 
 
 class ModelNotFoundError(RequestError):

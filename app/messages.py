@@ -5,6 +5,7 @@ travel as raw little-endian int32 bytes: a prompt of 8,000 tokens decodes in mic
 
     API process → either child  LoadModel, first of all       answered by Hello, or by LoadFailed and exit
     API process → text child    RenderChat, RenderText        answered by Rendered or Refused
+                                CompileGrammar                answered by Compiled or Refused
     API process → worker        Generate                      answered by Accepted or Refused, then by Steps' pieces
                                 Cancel                        answered by a piece with finish_reason "cancelled"
 """
@@ -22,6 +23,7 @@ MAX_DRY_BREAKERS = 8  # each makes the worker look through its vocabulary
 MAX_DRY_BREAKER_BYTES = 40  # llama.cpp cuts longer ones off
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -115,6 +117,22 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
     tokens: bytes  # int32 little-endian ids
 
 
+class CompileGrammar(msgspec.Struct, frozen=True, tag="compile_grammar"):
+    """Try whether answers can be held to this grammar."""
+
+    request: int
+    kind: GrammarKind
+    source: str  # a JSON schema, a regular expression, a JSON array of strings, or Lark or GBNF
+    param: str  # the field that errors name
+
+
+class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
+    """A grammar that compiles, in the form that the worker takes."""
+
+    request: int
+    grammar: str
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """A child's no to one request. `error` names a class of app.errors."""
 
@@ -140,6 +158,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     priority: int = 0  # the lower, the sooner
     min_tokens: int = 0  # before so many, neither the model's end of text nor stop_tokens are drawn
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
+    grammar: str | None = None  # as Compiled has it: what the answer is held to
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -182,6 +201,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprob] | None = None
     error: str | None = None  # with finish_reason "error": what went wrong with this sequence
     timings: Timings | None = None  # with a finish_reason
+    error_name: str = "EngineError"  # the class of app.errors that `error` belongs to
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
@@ -204,8 +224,8 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     load: Load
 
 
-ToText = LoadModel | RenderChat | RenderText
-FromText = Hello | LoadFailed | Rendered | Refused
+ToText = LoadModel | RenderChat | RenderText | CompileGrammar
+FromText = Hello | LoadFailed | Rendered | Compiled | Refused
 ToWorker = LoadModel | Generate | Cancel
 FromWorker = Hello | LoadFailed | Accepted | Refused | Step
 

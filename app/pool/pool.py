@@ -11,7 +11,7 @@ import msgspec
 
 from app.config import cache_folder, seconds
 from app.errors import DrainingError, LoadingError, ModelFailedError, ModelNotFoundError, PestleError
-from app.messages import FromText, FromWorker, Generate, Hello, LoadModel, RenderChat, RenderText
+from app.messages import CompileGrammar, FromText, FromWorker, Generate, Hello, LoadModel, RenderChat, RenderText
 from app.observability.logging import get_logger
 from app.pool.admission import Admission
 from app.pool.child import python_module
@@ -214,6 +214,7 @@ class Pool:
         admitted = time.monotonic()
         check_ids(list(request.sampling.logit_bias), self._vocabulary_size, "logit_bias")
         context_length = self._info.context_length
+        grammar = await self._grammar(request)
         prompts = [await self._tokens(prompt) for prompt in request.prompts]
         budgets = [
             answer_tokens(prompt, tokens, context_length, request)
@@ -227,7 +228,7 @@ class Pool:
         self._metrics.prompt_tokens.inc(generation.prompt_tokens)
         choices = itertools.product(zip(prompts, budgets, strict=True), range(request.n))
         for index, ((tokens, budget), k) in enumerate(choices):
-            message = self._generate(request, tokens, budget, k)
+            message = self._generate(request, tokens, budget, k, grammar)
             self._worker.start(Sequence(generation, index, message, admitted))
         await generation.accepted()
 
@@ -239,7 +240,15 @@ class Pool:
             return await self._text.render(RenderText(number, prompt.text))
         return token_prompt(prompt.tokens, self._vocabulary_size)
 
-    def _generate(self, request: GenerationRequest, tokens: bytes, budget: int, k: int) -> Generate:
+    async def _grammar(self, request: GenerationRequest) -> str | None:
+        if (asked := request.grammar) is None:
+            return None
+        number = next(self._request_numbers)
+        return await self._text.compile(CompileGrammar(number, asked.kind, asked.source, asked.param))
+
+    def _generate(
+        self, request: GenerationRequest, tokens: bytes, budget: int, k: int, grammar: str | None
+    ) -> Generate:
         sampling = request.sampling
         if sampling.seed is not None and k:
             sampling = msgspec.structs.replace(sampling, seed=sampling.seed + k)
@@ -256,6 +265,7 @@ class Pool:
             priority=request.priority,
             min_tokens=request.min_tokens,
             stop_tokens=request.stop_tokens,
+            grammar=grammar,
         )
 
     # ---- inside ----

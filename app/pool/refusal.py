@@ -11,8 +11,13 @@ if TYPE_CHECKING:
 
 
 def refusal_error(refused: Refused) -> errors.PestleError:
-    """Return the error of app.errors that a child's refusal names; EngineError for a name that is none."""
-    named = getattr(errors, refused.error, None)
+    """Return the error of app.errors that a child's refusal names."""
+    return named_error(refused.error, refused.message, refused.param)
+
+
+def named_error(name: str, message: str, param: str | None = None) -> errors.PestleError:
+    """Return the error of app.errors with this name; EngineError for a name that is none."""
+    named = getattr(errors, name, None)
     if isinstance(named, type) and issubclass(named, errors.PestleError):
-        return named(refused.message, param=refused.param)
-    return errors.EngineError(f"{refused.error}: {refused.message}")
+        return named(message, param=param)
+    return errors.EngineError(f"{name}: {message}")

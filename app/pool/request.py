@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from app.messages import Sampling
+from app.messages import GrammarKind, Sampling
 
 
 class PoolState(enum.StrEnum):
@@ -55,6 +55,14 @@ class TokenPrompt(msgspec.Struct, frozen=True):
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
+class GrammarSource(msgspec.Struct, frozen=True):
+    """What every answer is held to, as the client wrote it, and the field that it came in."""
+
+    kind: GrammarKind
+    source: str
+    param: str
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`len(prompts) * n` sequences to generate; the index of a choice is `prompt_index * n + k`."""
 
@@ -70,4 +78,5 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0  # the lower, the sooner
     min_tokens: int = 0
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
+    grammar: GrammarSource | None = None
     max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name

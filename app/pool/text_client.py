@@ -1,12 +1,12 @@
-"""Prompts on their way through the text child: in order, each with a deadline, the culprit of a death refused."""
+"""Prompts and grammars on their way through the text child: in order, each with a deadline; a culprit is refused."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
-from app.errors import PestleError, PromptRefusedError
-from app.messages import Hello, RenderChat, Rendered, RenderText
+from app.errors import GrammarRefusedError, PestleError, PromptRefusedError
+from app.messages import Compiled, CompileGrammar, Hello, RenderChat, Rendered, RenderText
 from app.observability.logging import get_logger
 from app.pool.refusal import refusal_error
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import msgspec
 
     from app.messages import Refused
+
+    Work = RenderChat | RenderText | CompileGrammar
 
 log = get_logger(__name__)
 
@@ -31,12 +33,24 @@ class Sender(Protocol):
 
 
 class _Pending:
-    __slots__ = ("future", "message", "param")
+    __slots__ = ("future", "message")
 
-    def __init__(self, message: RenderChat | RenderText, future: asyncio.Future[bytes]) -> None:
+    def __init__(self, message: Work, future: asyncio.Future[Rendered | Compiled]) -> None:
         self.message = message
-        self.param = "messages" if isinstance(message, RenderChat) else "prompt"
         self.future = future
+
+    def refuse(self, cause: str) -> None:
+        """Answer that the child did not survive it, or not in time."""
+        if self.future.done():
+            return
+        message = self.message
+        if isinstance(message, CompileGrammar):
+            text = f"compiling this grammar {cause}; make it simpler"
+            self.future.set_exception(GrammarRefusedError(text, param=message.param))
+        else:
+            text = f"rendering or tokenizing this prompt {cause}; change it"
+            param = "messages" if isinstance(message, RenderChat) else "prompt"
+            self.future.set_exception(PromptRefusedError(text, param=param))
 
 
 class TextClient:
@@ -65,6 +79,20 @@ class TextClient:
 
         Raises TemplateRefusedError, PromptRefusedError, and what `fail_all` was told.
         """
+        answer = await self._ask(message)
+        assert isinstance(answer, Rendered)  # noqa: S101 - what the child answers to a prompt
+        return answer.tokens
+
+    async def compile(self, message: CompileGrammar) -> str:
+        """Return the grammar in the form that the worker takes.
+
+        Raises GrammarRefusedError, and what `fail_all` was told.
+        """
+        answer = await self._ask(message)
+        assert isinstance(answer, Compiled)  # noqa: S101 - what the child answers to a grammar
+        return answer.grammar
+
+    async def _ask(self, message: Work) -> Rendered | Compiled:
         pending = _Pending(message, asyncio.get_running_loop().create_future())
         self._unsent[message.request] = pending
         self._pump()
@@ -86,14 +114,14 @@ class TextClient:
 
     def on_message(self, message: Any) -> None:
         """Take an answer."""
-        answer: Rendered | Refused = message
+        answer: Rendered | Compiled | Refused = message
         pending = self._sent.pop(answer.request, None)
         self._arm()
         self._pump()
         if pending is None or pending.future.done():
             return
-        if isinstance(answer, Rendered):
-            pending.future.set_result(answer.tokens)
+        if isinstance(answer, Rendered | Compiled):
+            pending.future.set_result(answer)
         else:
             pending.future.set_exception(refusal_error(answer))
 
@@ -108,11 +136,8 @@ class TextClient:
         culprit = sent.pop(next(iter(sent)))
         self._unsent = {key: pending for key, pending in sent.items() if not pending.future.done()} | self._unsent
         cause = f"takes longer than {self._deadline:g} s" if overdue else "ends the process that does it"
-        log.warning("a prompt was refused", extra={"cause": cause})
-        if not culprit.future.done():
-            culprit.future.set_exception(
-                PromptRefusedError(f"rendering or tokenizing this prompt {cause}; change it", param=culprit.param)
-            )
+        log.warning("a prompt or grammar was refused", extra={"cause": cause})
+        culprit.refuse(cause)
         return True
 
     def _pump(self) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from app.errors import EngineCrashedError, EngineError, PestleError
+from app.errors import EngineCrashedError, PestleError
 from app.messages import Accepted, Cancel, Generate, Hello, Piece, Refused, Step
 from app.observability.logging import get_logger
-from app.pool.refusal import refusal_error
+from app.pool.refusal import named_error, refusal_error
 
 if TYPE_CHECKING:
     from app.observability.metrics import ModelMetrics
@@ -148,7 +148,8 @@ class WorkerClient:
             sequence.last = now
         if piece.finish_reason == "error":
             self._forget(sequence)
-            self.fail(sequence.generation, EngineError(piece.error or "the engine failed on this sequence"))
+            message = piece.error or "the engine failed on this sequence"
+            self.fail(sequence.generation, named_error(piece.error_name, message))
             return
         sequence.generation.push(sequence.index, piece)
         if piece.finish_reason is not None:

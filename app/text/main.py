@@ -7,6 +7,7 @@ so that the end of the parent is noticed in the middle of a template that never 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import resource
@@ -20,15 +21,31 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from app.childhood import end_with_parent
-from app.errors import ModelLoadError, PestleError, PromptRefusedError
+from app.errors import GrammarRefusedError, ModelLoadError, PestleError, PromptRefusedError
 from app.llama.library import build_name
 from app.llama.model import VocabularyModel
-from app.messages import FrameReader, Hello, LoadFailed, LoadModel, Refused, RenderChat, Rendered, ToText, encode_frame
+from app.messages import (
+    Compiled,
+    CompileGrammar,
+    FrameReader,
+    Hello,
+    LoadFailed,
+    LoadModel,
+    Refused,
+    RenderChat,
+    Rendered,
+    RenderText,
+    ToText,
+    encode_frame,
+)
 from app.text.template import ChatTemplate
 from app.text.tokenize import SMALL_STACK_BYTES, Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from app.llama.vocab import Vocabulary
+    from app.text.grammar_check import GrammarChecker
 
 _MEMORY_HEADROOM_BYTES = 2 * 1024 * 1024 * 1024  # over what is mapped after loading; half of it is a large stack
 _RECEIVE_BYTES = 262144
@@ -82,14 +99,16 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
         load_seconds=time.monotonic() - started,
     )
     link.sendall(encode_frame(hello))
+    compiled = _grammar_compiler(model.vocabulary)
     while True:
         request = pending.get()
-        if not isinstance(request, LoadModel):
-            link.sendall(encode_frame(_answer(request, template, tokenizer)))
+        if isinstance(request, CompileGrammar):
+            link.sendall(encode_frame(_compile(request, compiled)))
+        elif not isinstance(request, LoadModel):
+            link.sendall(encode_frame(_render(request, template, tokenizer)))
 
 
-def _answer(request: ToText, template: ChatTemplate, tokenizer: Tokenizer) -> Rendered | Refused:
-    assert not isinstance(request, LoadModel)  # noqa: S101 - the caller looked
+def _render(request: RenderChat | RenderText, template: ChatTemplate, tokenizer: Tokenizer) -> Rendered | Refused:
     param = "messages" if isinstance(request, RenderChat) else "prompt"
     try:
         if isinstance(request, RenderChat):
@@ -107,6 +126,28 @@ def _answer(request: ToText, template: ChatTemplate, tokenizer: Tokenizer) -> Re
     except MemoryError:
         message = "this prompt needs more memory to render and tokenize than one request may take"
         return Refused(request.request, PromptRefusedError.__name__, message, param)
+
+
+def _compile(request: CompileGrammar, compiled: Callable[[CompileGrammar], str]) -> Compiled | Refused:
+    try:
+        return Compiled(request.request, compiled(request))
+    except GrammarRefusedError as error:
+        return Refused(request.request, type(error).__name__, error.message, error.param)
+    except MemoryError:
+        message = "this grammar needs more memory than one request may take"
+        return Refused(request.request, GrammarRefusedError.__name__, message, request.param)
+
+
+def _grammar_compiler(vocabulary: Vocabulary) -> Callable[[CompileGrammar], str]:
+    """Return what compiles grammars; it is imported with the first of them: few servers ever get one."""
+
+    @functools.cache
+    def checker() -> GrammarChecker:
+        from app.text.grammar_check import GrammarChecker  # noqa: PLC0415
+
+        return GrammarChecker(vocabulary)
+
+    return lambda request: checker().compiled(request)
 
 
 def _requests(link: socket.socket) -> Iterator[ToText]:

@@ -16,6 +16,7 @@ from app.llama.batch import Batch
 from app.llama.device import thread_count
 from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
 from app.worker.budget import StepBudget
+from app.worker.grammar import Grammars
 from app.worker.kv import KvCache
 from app.worker.prefix_store import PrefixStore
 from app.worker.prefixes import Prefixes, PrefixLoaded
@@ -74,6 +75,7 @@ class Engine:
         self._commands: queue.SimpleQueue[Sequence | Cancel | PrefixLoaded] = queue.SimpleQueue()
         store = PrefixStore(0) if store is None else store
         self._prefixes = Prefixes(context, store, files, self._commands.put)
+        self._grammars = Grammars(model.vocabulary, self._commands.put)
         self._publish = publish
         self._pieces_of_step: list[Piece] = []
         self._failures = 0  # decodes that failed, one after the other
@@ -123,12 +125,16 @@ class Engine:
         self._prepare_slots(self._scheduler.admit(), started)
         schedule = self._scheduler.schedule()
         rows, logits = self._decode(schedule)
+        rows, logits = self._grammars.ready_rows(rows, logits, idle=not schedule.chunks)
         now = time.perf_counter()
         samplers, threads = [sequence.sampler for sequence in rows], self._row_threads
-        details = raw_logprobs(logits, [s.top_logprobs for s in rows], [s.edits for s in samplers], threads)
+        edited = [sequence.sampler.edits or sequence.grammar is not None for sequence in rows]
+        details = raw_logprobs(logits, [s.top_logprobs for s in rows], edited, threads)
+        self._grammars.mask(rows, logits)
         tokens = sample(logits, samplers, [s.tokens[: s.n_tokens] for s in rows], threads=threads)
         for sequence, token, detail in zip(rows, tokens, details, strict=True):
             self._update(sequence, token, detail, now)
+        self._grammars.advance(rows)
         self._publish_step(schedule.prompt_tokens, len(rows), started)
 
     def check_integrity(self) -> None:
@@ -143,13 +149,19 @@ class Engine:
             command = self._commands.get()
             idle = False
             if isinstance(command, Sequence):
-                self._scheduler.add(command)
-                known = command.tokens[: command.n_tokens]
-                self._prefixes.offer(command, self._cache.longest_prefix(known, command.scope))
+                if self._grammars.is_compiled(command):
+                    self._add(command)
             elif isinstance(command, PrefixLoaded):
                 self._prefixes.take(command)
+            elif self._grammars.cancel(command.request):
+                self._pieces_of_step.append(Piece(command.request, "", 0, "cancelled"))
             elif sequence := self._scheduler.find(command.request):
                 self._end(sequence, "cancelled")
+
+    def _add(self, sequence: Sequence) -> None:
+        self._scheduler.add(sequence)
+        known = sequence.tokens[: sequence.n_tokens]
+        self._prefixes.offer(sequence, self._cache.longest_prefix(known, sequence.scope))
 
     def _prepare_slots(self, admitted: list[tuple[Sequence, Placement]], now: float) -> None:
         memory = self._context.memory
@@ -218,8 +230,15 @@ class Engine:
             self._fail(chunk.sequence, error.message)
 
     def _update(self, sequence: Sequence, token: int, detail: RowLogprobs | None, now: float) -> None:
+        grammar = sequence.grammar
+        if grammar is not None and grammar.failure is not None:
+            self._fail(sequence, f"the grammar cannot be followed: {grammar.failure}", "GrammarRefusedError")
+            return
         if token == NO_TOKEN:
-            self._fail(sequence, "the model's logits hold no finite number; its file or the device may be damaged")
+            if grammar is not None and grammar.is_at_end(self._eog_ids):  # which ignore_eos forbids
+                self._end(sequence, "stop", sequence.detokenizer.flush())
+            else:
+                self._fail(sequence, "the model's logits hold no finite number; its file or the device may be damaged")
             return
         if sequence.n_drawn == 0:
             sequence.first_token = now
@@ -230,9 +249,10 @@ class Engine:
             return
         text = detokenizer.push(self._pieces[token])
         entries = None if detail is None else [self._token_logprob(token, detail)]
-        if sequence.is_full:
+        complete = grammar is not None and grammar.accept(token)
+        if complete or sequence.is_full:
             text += detokenizer.flush()
-        if detokenizer.stopped:
+        if complete or detokenizer.stopped:
             self._end(sequence, "stop", text, entries)
         elif sequence.is_full:
             self._end(sequence, "length", text, entries)
@@ -256,19 +276,19 @@ class Engine:
         text: str = "",
         entries: list[TokenLogprob] | None = None,
         error: str | None = None,
+        error_name: str = "EngineError",
     ) -> None:
         slot = sequence.slot
         self._scheduler.remove(sequence)
         if slot is not None and reason != "error":
             self._prefixes.keep(slot)
         timings = sequence.timings(time.perf_counter())
-        self._pieces_of_step.append(
-            Piece(sequence.request, text, sequence.n_drawn, reason, sequence.n_cached, entries, error, timings)
-        )
+        done = (reason, sequence.n_cached, entries, error, timings, error_name)
+        self._pieces_of_step.append(Piece(sequence.request, text, sequence.n_drawn, *done))
 
-    def _fail(self, sequence: Sequence, error: str) -> None:
+    def _fail(self, sequence: Sequence, error: str, name: str = "EngineError") -> None:
         slot = sequence.slot
-        self._end(sequence, "error", error=error)
+        self._end(sequence, "error", error=error, error_name=name)
         if slot is not None:
             self._context.memory.clear(slot.index)
             self._cache.clear(slot)

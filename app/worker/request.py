@@ -10,6 +10,7 @@ import numpy as np
 from app.errors import ContextLengthError, RequestError
 from app.messages import MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS
 from app.worker.detokenizer import Detokenizer
+from app.worker.grammar import SequenceGrammar
 from app.worker.sampling.breakers import NO_BREAKERS
 from app.worker.sampling.dry import Dry
 from app.worker.sampling.sampler import TokenSampler
@@ -73,6 +74,7 @@ def new_sequence(
         scope=command.scope,
         priority=command.priority,
         stop_tokens=frozenset(command.stop_tokens),
+        grammar=None if command.grammar is None else SequenceGrammar(command.grammar),
     )
 
 

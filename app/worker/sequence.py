@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from app.worker.detokenizer import Detokenizer
+    from app.worker.grammar import SequenceGrammar
     from app.worker.kv import Slot
     from app.worker.prefix_store import StoredPrefix
     from app.worker.sampling.sampler import TokenSampler
@@ -34,6 +35,7 @@ class Sequence:
     scope: str = ""  # within which prefixes are shared
     priority: int = 0  # the lower, the sooner
     stop_tokens: frozenset[int] = frozenset()  # which end the answer as the vocabulary's own ends do
+    grammar: SequenceGrammar | None = None
     n_computed: int = 0
     n_cached: int = 0  # prompt tokens that the slot already held
     slot: Slot | None = None

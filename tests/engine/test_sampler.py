@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +112,14 @@ def test_typical_stays_right_where_a_probability_is_0() -> None:
 def test_greedy_equals_llama_cpp() -> None:
     samplers = [TokenSampler(Sampling(temperature=0), VOCABULARY) for _ in LOGITS]
     assert sample(LOGITS.copy(), samplers, HISTORIES) == [llama_chain.greedy(row) for row in LOGITS]
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 40, "top_p": 0.9}, {"top_p": 0.95}, {"top_k": 3}, {}])
+def test_what_a_grammar_forbids_is_never_drawn(filters: Any) -> None:
+    logits = np.full((200, 5000), -np.inf, np.float32)
+    allowed = [7, 300, 301, 4999]
+    logits[:, allowed] = [0.5, 0.0, -1.0, 2.0]
+    sampler = TokenSampler(Sampling(**filters), 5000)
+    tokens = sample(logits, [sampler] * len(logits), [np.zeros(1, np.int32)] * len(logits))
+    assert set(tokens) <= set(allowed)
+    assert len(set(tokens)) > 1

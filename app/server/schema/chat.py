@@ -12,6 +12,7 @@ from app.pool.request import ChatPrompt, GenerationRequest
 from app.server.schema.common import CommonRequest, Count, TopLogprobs
 from app.server.schema.decode import decode
 from app.server.schema.fields import CHAT, refuse_what_would_change_the_answer, without_effect
+from app.server.schema.structured import grammar_source
 
 MAX_MESSAGES = 4096
 _BREAKPOINT = "messages[].content[].prompt_cache_breakpoint"
@@ -99,7 +100,6 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     moderation: Any = None
@@ -133,6 +133,7 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
             request_id=request_id,
             client=client,
             priority=self.priority or 0,
+            grammar=grammar_source(self),
         )
 
     def names_without_effect(self) -> list[str]:

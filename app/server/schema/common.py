@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from app.errors import RequestError
 from app.messages import MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS, Sampling
+from app.server.schema.structured import NO_SCHEMA, JsonSchemaFormat, ResponseFormat, Schema, StructuredOutputs
 
 MAX_STOPS = 4
 MAX_STOP_BYTES = 256
@@ -75,6 +76,14 @@ class CommonRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    response_format: ResponseFormat | None = None
+    json_schema: Schema = NO_SCHEMA
+    grammar: str | None = None
+    guided_json: Schema = NO_SCHEMA
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: str | None = None
 
     @property
@@ -134,9 +143,14 @@ class CommonRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def nested_without_effect(self) -> list[str]:
         """Return the names of fields within fields that were sent and cannot change the answer."""
+        names = []
         if self.stream_options is not None and self.stream_options.include_obfuscation is not None:
-            return ["stream_options.include_obfuscation"]
-        return []
+            names.append("stream_options.include_obfuscation")
+        if isinstance(self.response_format, JsonSchemaFormat):
+            names.append("response_format.json_schema.name")
+            if self.response_format.json_schema.description is not None:
+                names.append("response_format.json_schema.description")
+        return names
 
     def _repetition(self) -> tuple[float | None, int | None]:
         old, other = self.repeat_penalty, self.repetition_penalty

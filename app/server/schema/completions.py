@@ -12,6 +12,7 @@ from app.pool.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from app.server.schema.common import CommonRequest, TokenId, TopLogprobs
 from app.server.schema.decode import decode
 from app.server.schema.fields import COMPLETIONS, refuse_what_would_change_the_answer, without_effect
+from app.server.schema.structured import grammar_source
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, and vLLM's
 MAX_PROMPTS = 128
@@ -42,6 +43,7 @@ class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown
             request_id=request_id,
             client=client,
             priority=self.priority or 0,
+            grammar=grammar_source(self),
         )
 
     def names_without_effect(self) -> list[str]:

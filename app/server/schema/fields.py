@@ -71,6 +71,16 @@ COMMON: dict[str, Field] = {
     "priority": _honoured("an integer from -1000 to 1000, default 0; of those that wait, the lowest comes first"),
     "min_tokens": _honoured("an integer from 0 (default): tokens before which no end of text is drawn; vLLM's"),
     "stop_token_ids": _honoured("an array of at most 64 token ids that end the answer as its own end does; vLLM's"),
+    "response_format": _honoured(
+        '{"type": "text"} (default), {"type": "json_object"} or {"type": "json_schema", "json_schema": {...}}'
+    ),
+    "json_schema": _honoured("a JSON schema, an object: the same as in response_format"),
+    "grammar": _honoured("a grammar as a string: GBNF when a rule is written with ::=, else llguidance's Lark"),
+    "guided_json": _honoured("a JSON schema, an object or the same as a string"),
+    "guided_regex": _honoured("a regular expression that the whole answer matches"),
+    "guided_choice": _honoured("an array of 1 to 1024 strings, one of which is the answer"),
+    "guided_grammar": _honoured("the same as grammar"),
+    "structured_outputs": _honoured("an object with one of json, json_object, regex, choice and grammar"),
     "user": _no_effect("a string"),
 }
 
@@ -84,7 +94,6 @@ CHAT: dict[str, Field] = {
     "tool_choice": _refused('null, "none" or "auto"', "none", "auto"),
     "functions": _refused("null or []", []),
     "function_call": _refused('null, "none" or "auto"', "none", "auto"),
-    "response_format": _refused('null or {"type": "text"}', {"type": "text"}),
     "modalities": _refused('null or ["text"]', ["text"]),
     "audio": _refused("null"),
     "moderation": _refused("null"),
@@ -117,6 +126,16 @@ COMPLETIONS: dict[str, Field] = {
 NESTED: dict[str, Field] = {
     "stream_options.include_usage": _honoured("true or false (default)"),
     "stream_options.include_obfuscation": _no_effect("true or false"),
+    "response_format.schema": _honoured('a JSON schema, with {"type": "json_object"} only'),
+    "response_format.json_schema.schema": _honoured("a JSON schema; it is enforced from the answer's first token on"),
+    "response_format.json_schema.strict": _honoured("true or false; a schema is enforced in any case"),
+    "response_format.json_schema.name": _no_effect("a string of at most 64 letters, digits, _ and -; required"),
+    "response_format.json_schema.description": _no_effect("a string"),
+    "structured_outputs.json": _honoured("as guided_json"),
+    "structured_outputs.json_object": _honoured("true or false (default): any JSON object"),
+    "structured_outputs.regex": _honoured("as guided_regex"),
+    "structured_outputs.choice": _honoured("as guided_choice"),
+    "structured_outputs.grammar": _honoured("as grammar"),
     "messages[].role": _honoured("system, developer (the same as system), user or assistant; tool is refused for now"),
     "messages[].content": _honoured("a string, or an array of parts of type text (joined by line feeds)"),
     "messages[].name": _no_effect("a string"),
