@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InterruptedByUserError, PestleError, StorageError, UsageError
+from quantize import proof_memory
 from quantize.choice import CANDIDATES, GOOD_KLD, Limits, parse_size
 from quantize.proof_process import ProofProcess
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
@@ -180,7 +181,7 @@ def _is_measured(arguments: argparse.Namespace) -> bool | None:
 
 def _proof_process(source: Path) -> contextlib.AbstractContextManager[ProofProcess | None]:
     """Start the process that will prove the tokenizer, so that its imports run beside ours."""
-    if source.suffix == ".gguf":
+    if source.suffix == ".gguf" or (source.is_dir() and proof_memory.is_familiar(source)):
         return contextlib.nullcontext()
     try:
         return ProofProcess()

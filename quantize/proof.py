@@ -1,8 +1,8 @@
 """Proves that llama.cpp will read text with the new file as the model's own tokenizer does.
 
 A wrong vocabulary can end or hang llama.cpp, so that the work is done by a process of its own (see `proof_child`),
-which gets the header without any weight, and goes on while weights are encoded. What is proven once in a process is not
-proven again.
+which gets the header without any weight, and goes on while weights are encoded. What is proven once is not proven again
+(see `proof_memory`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from app.errors import StorageError, TokenizerError
+from quantize import proof_memory
 from quantize.header import KeyTable, encode_header
 from quantize.proof_process import SECONDS, ProofProcess, how_it_ended
 from quantize.source import Source
 
 _SLOWDOWN = 10  # a machine that is busier than this makes a proof fail
 _GRACE_SECONDS = 5.0
-_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _SPECIAL_NAMES = ("phi-3", "phi3", "modern-bert")  # for which llama.cpp has rules of their own
 _END_KEYS = ("tokenizer.ggml.eom_token_id", "tokenizer.ggml.eot_token_id")
 
@@ -61,7 +61,10 @@ class Proof:
         self._seconds = seconds
         self._patience = seconds * _SLOWDOWN + _GRACE_SECONDS
         self._digest = _digest(keys, source, list(ends))
+        self._files = proof_memory.files_digest(source.folder)
         known = _known.get(self._digest)
+        if known is None and (notes := proof_memory.recall(self._files, self._digest)) is not None:
+            known = _known[self._digest] = _Found(missing_ends=[], notes=notes)
         self._found = known or _Found()
         if known is None:
             self._start(keys, list(ends), process)
@@ -125,6 +128,8 @@ class Proof:
                 self._found.missing_ends = event["missing_ends"]
             elif event["event"] == "done":
                 self._found.notes = tuple(event["notes"])
+                if not self._found.missing_ends:
+                    proof_memory.keep(self._files, self._digest, self._found.notes)
             else:
                 self._found.error = event["message"]
                 self._forget()
@@ -213,7 +218,7 @@ def _digest(keys: KeyTable, source: Source, ends: list[int]) -> bytes:
     counted.text("general.architecture", _content(keys, "general.architecture") or "")
     counted.text("general.name", ",".join(special for special in _SPECIAL_NAMES if special in name))
     digest = hashlib.sha256(encode_header(counted, ()))
-    for name in _FILES:
+    for name in proof_memory.FILES:
         content = source.read_bytes(name)
         digest.update(f"{name} {None if content is None else len(content)} {ends}".encode() + (content or b""))
     return digest.digest()
