@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from quantize import proof_memory
 from tests.quantize.checkpoints import SHAPES, make_checkpoint
 from tests.quantize.quantized import Array, Make, make_quantized
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let each test prove its vocabularies itself, at least within this process."""
+    monkeypatch.setattr(proof_memory, "_folder", lambda: tmp_path_factory.getbasetemp() / "no proofs" / "here")
+    monkeypatch.setattr(proof_memory, "keep", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
