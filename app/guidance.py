@@ -46,9 +46,6 @@ _LIMITS = LLParserLimits(
 # One space, or a line feed with an indentation: enough for every layout, and no endless run of white space.
 _WHITESPACE = r" |\n[ \t]{0,20}"
 
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-_PENALTIES = np.where(_BITS, np.float32(0), np.float32(-np.inf)).astype(np.float32)  # of eight tokens, by their byte
-
 
 class GrammarTokenizer:
     """A vocabulary as llguidance knows it. Belongs to the model: use it only while that is open."""
@@ -75,8 +72,8 @@ class Constraint:
         self._matcher = LLMatcher(tokenizer.native, grammar, log_level=0, limits=_LIMITS)
         words = -(-tokenizer.size // _WORD_BITS)
         self._bits = np.zeros(words, "<u4")
-        self._all_penalties = np.empty((words * _WORD_BITS // 8, 8), np.float32)
-        self.penalties: npt.NDArray[np.float32] = self._all_penalties.reshape(-1)[: tokenizer.size]
+        self._size = tokenizer.size
+        self.allowed: npt.NDArray[np.bool_] = np.zeros(tokenizer.size, np.bool_)
         if self.error is not None:
             raise GrammarRefusedError(self.error)
 
@@ -91,12 +88,13 @@ class Constraint:
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def compute(self) -> None:
-        """Compute `penalties`, shape (vocabulary,): 0 for a token that may come next, -inf for any other.
+        """Compute `allowed`, shape (vocabulary,): whether each token may come next. Drops Python's lock.
 
-        Tokens that end the answer are among those that may come when the grammar is complete. Drops Python's lock.
+        Tokens that end the answer are among them when the grammar is complete.
         """
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        np.take(_PENALTIES, self._bits.view(np.uint8), axis=0, out=self._all_penalties, mode="clip")
+        bits = self._bits.view(np.uint8)
+        self.allowed = np.unpackbits(bits, count=self._size, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
         """Go on by one token that ends nothing."""

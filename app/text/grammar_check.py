@@ -56,7 +56,7 @@ class GrammarChecker:
             constraint.compute()
             if constraint.error is not None:
                 raise GrammarRefusedError(constraint.error)
-            allowed = (constraint.penalties == 0).nonzero()[0]
+            allowed = constraint.allowed.nonzero()[0]
             if not len(allowed):
                 raise GrammarRefusedError("after a few tokens of an answer no token of this model may follow")
             token = int(allowed[step * 7919 % len(allowed)])

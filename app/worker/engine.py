@@ -128,10 +128,8 @@ class Engine:
         rows, logits = self._grammars.ready_rows(rows, logits, idle=not schedule.chunks)
         now = time.perf_counter()
         samplers, threads = [sequence.sampler for sequence in rows], self._row_threads
-        edited = [sequence.sampler.edits or sequence.grammar is not None for sequence in rows]
-        details = raw_logprobs(logits, [s.top_logprobs for s in rows], edited, threads)
-        self._grammars.mask(rows, logits)
-        tokens = sample(logits, samplers, [s.tokens[: s.n_tokens] for s in rows], threads=threads)
+        details = raw_logprobs(logits, [s.top_logprobs for s in rows], [s.edits for s in samplers], threads)
+        tokens = sample(logits, samplers, [s.tokens[: s.n_tokens] for s in rows], self._grammars.masks(rows), threads)
         for sequence, token, detail in zip(rows, tokens, details, strict=True):
             self._update(sequence, token, detail, now)
         self._grammars.advance(rows)

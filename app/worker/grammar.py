@@ -66,8 +66,13 @@ class SequenceGrammar:
         """Whether nothing may follow but the tokens that end an answer."""
         if self.constraint is None:
             return False
-        allowed = np.flatnonzero(self.constraint.penalties == 0)
+        allowed = np.flatnonzero(self.constraint.allowed)
         return len(allowed) > 0 and bool(np.isin(allowed, eog).all())
+
+    @property
+    def allowed(self) -> npt.NDArray[np.bool_] | None:
+        """Which tokens may come next; None where the grammar has failed, so that nothing is held to it."""
+        return None if self.constraint is None or self.failure is not None else self.constraint.allowed
 
 
 class _SetAside(NamedTuple):
@@ -124,12 +129,11 @@ class Grammars:
         together = np.concatenate([logits[kept], *(late.logits for late in back)])
         return [*(rows[index] for index in kept), *(late.sequence for late in back)], together
 
-    def mask(self, rows: AbstractSequence[Sequence], logits: Logits) -> None:
-        """Set the logits of tokens that may not come to -inf, in place."""
-        for sequence, row in zip(rows, logits, strict=True):
-            grammar = sequence.grammar
-            if grammar is not None and grammar.constraint is not None and grammar.failure is None:
-                row += grammar.constraint.penalties
+    def masks(self, rows: AbstractSequence[Sequence]) -> list[npt.NDArray[np.bool_] | None] | None:
+        """Return for each row which tokens may be drawn, shape (vocabulary,), None for all; None if all are free."""
+        if all(sequence.grammar is None for sequence in rows):
+            return None
+        return [None if sequence.grammar is None else sequence.grammar.allowed for sequence in rows]
 
     def advance(self, rows: AbstractSequence[Sequence]) -> None:
         """Begin to compute the next masks of those that go on."""

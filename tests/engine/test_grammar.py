@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,18 +188,20 @@ def test_a_late_mask_holds_up_its_own_row_only(
     grammar = compiled("json_schema", json.dumps(SCHEMAS["strings"]))
     harness.run(1, "As JSON:", 30, HOT, grammar=grammar)
     harness.run(2, "Once upon a time", 30)
-    compute = Constraint.compute
+    compute, calls, gate = Constraint.compute, [], threading.Event()
 
-    def slowly(constraint: Constraint) -> None:
-        time.sleep(0.2)
+    def blocked(constraint: Constraint) -> None:
+        calls.append(constraint)
+        assert len(calls) <= 3 or gate.wait(60)
         compute(constraint)
 
-    monkeypatch.setattr(Constraint, "compute", slowly)
+    monkeypatch.setattr(Constraint, "compute", blocked)
     harness.submit(3, "As JSON:", 12, HOT, grammar=grammar)
     harness.submit(4, "Once upon a time", 30)
     while not harness.pieces(4) or not harness.pieces(4)[-1].finish_reason:
         harness.engine.step()
-    assert len(harness.pieces(3)) < 12
+    assert len(harness.pieces(3)) == 3
+    gate.set()
     finish(harness, 3)
     assert harness.answer(1).startswith(harness.answer(3))
     assert harness.answer(4) == harness.answer(2)

@@ -11,7 +11,7 @@ from app.errors import GrammarRefusedError
 from app.messages import GrammarKind
 from app.pool.pool import Limits
 from app.pool.request import GrammarSource
-from tests.engine.test_pool import answer, kill, request, run, running
+from tests.engine.test_pool import answer, kill, request, run, running, until
 
 HOSTILE: list[tuple[GrammarKind, str]] = [
     ("regex", "((a{1000}){1000}){1000}"),
@@ -50,7 +50,7 @@ def test_a_grammar_past_its_deadline_ends_the_text_child_and_itself_only(default
             with pytest.raises(GrammarRefusedError, match="takes longer than") as caught:
                 await pool.open(request(grammar=slow))
             assert caught.value.param == "guided_regex"
-            assert pool.child_pids["text"] != children["text"]
+            await until(lambda: pool.child_pids["text"] != children["text"])
             assert pool.child_pids["worker"] == children["worker"]
 
     run(play())
