@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from quantize.proof_process import ProofProcess
 from quantize.recipe import RECIPES, Overrides, Recipe, find, override, tensor_type
 from quantize.workplace import Workplace, sweep
 
+_GC_THRESHOLD = 100_000  # vocabularies are many objects without cycles: looking for some takes a part of a short run
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 FORMATS = ("human", "json", "quiet")
 
@@ -86,6 +88,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Quantize as the arguments say; errors are reported, and their exit code returned."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for numpy: no matrices are multiplied here
+    gc.set_threshold(_GC_THRESHOLD)
     with _proof_process(arguments.source.expanduser()) as process:
         return _reported(arguments, process)
 
