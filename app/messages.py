@@ -249,6 +249,10 @@ class FrameReader:
 
         Raises ValueError when a header announces more than MAX_FRAME_BYTES: the peer is not speaking frames.
         """
+        if not self._buffer and len(data) > FRAME_HEADER.size:
+            (length,) = FRAME_HEADER.unpack_from(data)
+            if length == len(data) - FRAME_HEADER.size <= MAX_FRAME_BYTES:  # one frame, whole: what a step sends
+                return [data[FRAME_HEADER.size :]]
         self._buffer += data
         bodies: list[bytes] = []
         start = 0

@@ -51,6 +51,7 @@ _COUNTERS = {
     "worker_restarts_total": "Workers started in place of one that died.",
 }
 _LABELS = ("model_name",)
+_LATENCIES_AT_ONCE = 64
 
 
 class Metrics:
@@ -85,6 +86,7 @@ class Metrics:
             "pestle_build_info", "Always 1.", ("version", "library_build", "device"), registry=self.registry
         )
         self.model = functools.cache(self._model)
+        self._models: list[ModelMetrics] = []
 
     def set_build(self, version: str, library_build: str, device: str) -> None:
         """Say which build runs, as labels of `pestle_build_info`."""
@@ -93,10 +95,12 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return the text that Prometheus scrapes; its media type is CONTENT_TYPE."""
+        for model in self._models:
+            model.flush()
         return generate_latest(self.registry)
 
     def _model(self, model_name: str) -> ModelMetrics:
-        return ModelMetrics(
+        model = ModelMetrics(
             {name: metric.labels(model_name) for name, metric in self._histograms.items()},
             {name: metric.labels(model_name) for name, metric in self._gauges.items()},
             {name: metric.labels(model_name) for name, metric in self._counters.items()},
@@ -104,10 +108,16 @@ class Metrics:
             self._failure,
             model_name,
         )
+        self._models.append(model)
+        return model
 
 
 class ModelMetrics:
-    """The metrics of one model, bound to its label once: what is left per observation is about a microsecond."""
+    """The metrics of one model, bound to its label once.
+
+    What comes with every token is collected, and observed in one go: between two steps the caches have forgotten this
+    code, and a few microseconds would become fifty.
+    """
 
     def __init__(
         self,
@@ -138,6 +148,9 @@ class ModelMetrics:
         self._success = functools.cache(functools.partial(success.labels, model_name))
         self._failure = functools.cache(functools.partial(failure.labels, model_name))
         self._preemptions_seen = 0
+        self._latencies: list[float] = []
+        self._generated = 0
+        self._load: Load | None = None  # the newest that is not observed
 
     def success(self, finish_reason: str) -> None:
         """Count a sequence that ended: stop, length or cancelled."""
@@ -149,16 +162,44 @@ class ModelMetrics:
 
     def observe_load(self, load: Load) -> None:
         """Take the worker's state after a step."""
+        self._load = load
+        self._generated += load.tokens_generated
+
+    def observe_token(self, seconds: float) -> None:
+        """Take the time between two tokens of a stream."""
+        self._latencies.append(seconds)
+        if len(self._latencies) >= _LATENCIES_AT_ONCE:
+            self._observe_latencies()
+
+    def idle(self) -> None:
+        """Take notice that nothing runs and nothing waits: an idle worker sends no steps that would say so."""
+        self.flush()
+        self.running.set(0)
+        self.waiting.set(0)
+
+    def flush(self) -> None:
+        """Observe what was collected."""
+        self._observe_latencies()
+        load, self._load = self._load, None
+        if load is None:
+            return
         self.running.set(load.running)
         self.waiting.set(load.waiting)
         self.kv_usage.set(load.kv_tokens / load.kv_capacity if load.kv_capacity else 0.0)
-        self.generation_tokens.inc(load.tokens_generated)
+        self.generation_tokens.inc(self._generated)
+        self._generated = 0
         if load.preemptions > self._preemptions_seen:
             self.preemptions.inc(load.preemptions - self._preemptions_seen)
             self._preemptions_seen = load.preemptions
 
     def worker_gone(self) -> None:
         """Forget the state of a worker that is no more."""
+        self.flush()
         for gauge in (self.running, self.waiting, self.kv_usage):
             gauge.set(0)
         self._preemptions_seen = 0
+
+    def _observe_latencies(self) -> None:
+        for seconds in self._latencies:
+            self.inter_token_latency.observe(seconds)
+        self._latencies.clear()

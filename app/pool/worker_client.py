@@ -140,7 +140,7 @@ class WorkerClient:
         drawn = piece.completion_tokens - sequence.tokens
         if drawn:
             if sequence.tokens:
-                self._metrics.inter_token_latency.observe((now - sequence.last) / drawn)
+                self._metrics.observe_token((now - sequence.last) / drawn)
             elif not sequence.first:
                 sequence.first = now
                 self._metrics.time_to_first_token.observe(now - sequence.admitted)
@@ -184,9 +184,8 @@ class WorkerClient:
         self.supervisor.send(sequence.message)
 
     def _idle(self) -> None:
-        if not self._sequences:  # an idle worker sends no steps, so that its last one would stay
-            self._metrics.running.set(0)
-            self._metrics.waiting.set(0)
+        if not self._sequences:
+            self._metrics.idle()
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from litestar.response import Response
@@ -88,8 +89,23 @@ async def stream(
     headers: dict[str, str],
 ) -> sse.EventStream:
     """Return a response that streams; whatever can fail before the HTTP status has then succeeded."""
+    exchange = exchange_of(request.scope)
     generation = await unless_gone(request.receive, pool.open(asked), Generation.aclose)
-    return sse.EventStream(_events(generation, chunks, exchange_of(request.scope)), headers, generation.aclose)
+    generation.listen(functools.partial(_pass_on, generation, chunks, exchange))
+    return sse.EventStream(_events(generation, chunks, exchange), headers, generation.aclose)
+
+
+def _pass_on(generation: Generation, chunks: sse.Chunks, exchange: Exchange) -> bool:
+    """Send what there is at once, unless the client doesn't keep up; return whether that was done."""
+    if exchange.is_paused():
+        return False
+    try:
+        if events := chunks.encode(generation.take()):
+            exchange.send_part_at_once(events)
+    except Exception as error:  # must not reach the worker's link, which is everybody's
+        generation.fail(unexpected(error))
+        return False
+    return True
 
 
 async def _events(generation: Generation, chunks: sse.Chunks, exchange: Exchange) -> AsyncGenerator[bytes, None]:

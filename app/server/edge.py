@@ -41,7 +41,7 @@ class Edge:
         method, path = scope["method"], scope["path"]
         state: dict[str, Any] = scope.get("state") or {}
         request_id = choose_request_id(scope["headers"])
-        exchange = Exchange(request_id, send, state.get("abort", lambda: None))
+        exchange = Exchange(request_id, send, state.get("abort", lambda: None), state.get("is_paused", lambda: True))
         added = [(REQUEST_ID_HEADER, request_id.encode("ascii")), _NO_SNIFF]
 
         async def send_with_headers(message: Message) -> None:

@@ -19,17 +19,47 @@ _ACCEPTABLE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 class Exchange:
     """What the layers of one request share; lives in the ASGI scope's state."""
 
-    __slots__ = ("abort", "completion_tokens", "error_code", "prompt_tokens", "request_id", "send", "started", "status")
+    __slots__ = (
+        "abort",
+        "completion_tokens",
+        "error_code",
+        "is_paused",
+        "prompt_tokens",
+        "request_id",
+        "send",
+        "sent",
+        "started",
+        "status",
+    )
 
-    def __init__(self, request_id: str, send: Send, abort: Callable[[], None]) -> None:
+    def __init__(
+        self, request_id: str, send: Send, abort: Callable[[], None], is_paused: Callable[[], bool] = lambda: True
+    ) -> None:
         self.request_id = request_id
         self.send = send  # the server's own, past all wrappers
         self.abort = abort  # ends the connection at once, unsent data and all
+        self.is_paused = is_paused  # whether `send` would wait for the client to read
+        self.sent = 0.0  # when a part of the body last went out, monotonic seconds
         self.started = time.monotonic()
         self.status = 0
         self.error_code: str | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
+
+    async def send_part(self, part: bytes) -> None:
+        """Send a part of the body."""
+        await self.send({"type": "http.response.body", "body": part, "more_body": True})
+        self.sent = time.monotonic()
+
+    def send_part_at_once(self, part: bytes) -> None:
+        """Send a part of the body without a turn of the event loop; only while `is_paused` says no."""
+        sending = self.send_part(part)
+        try:
+            sending.send(None)
+        except StopIteration:
+            return
+        sending.close()
+        raise RuntimeError("the server waits in sending although it is not paused")
 
 
 def exchange_of(scope: MutableMapping[str, Any] | Any) -> Exchange:

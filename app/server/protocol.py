@@ -79,6 +79,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_headers = self._awaits_headers = False
         self._set_deadline(None)
         self.scope["state"]["abort"] = self.transport.abort
+        self.scope["state"]["is_paused"] = self._is_paused
         super().on_headers_complete()
         self.cycle.transport = _Outlet(self.transport, self._close_after_body)
 
@@ -110,6 +111,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._on_deadline)
+
+    def _is_paused(self) -> bool:
+        return self.flow.write_paused
 
     def _close_after_body(self) -> None:
         """Close, but not on a client that is still sending: the reset would take the answer from it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -165,7 +166,7 @@ class EventStream(Stream):
 class _WatchedStream(ASGIStreamingResponse):
     """Sends events straight to the server's `send`, past the framework's wrappers, and watches the client meanwhile."""
 
-    __slots__ = ("_events", "_exchange", "_last_progress", "_release", "_sending")
+    __slots__ = ("_events", "_exchange", "_release", "_sending")
 
     def __init__(
         self,
@@ -179,7 +180,6 @@ class _WatchedStream(ASGIStreamingResponse):
         self._release = release
         self._exchange = exchange
         self._sending = False
-        self._last_progress = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; whatever happens, the generator is closed and its source released."""
@@ -191,7 +191,7 @@ class _WatchedStream(ASGIStreamingResponse):
 
     async def send_body(self, send: Send, receive: Receive) -> None:  # noqa: ARG002 - the server's own is faster
         """Send all events; ends early when the client is gone or takes nothing."""
-        self._last_progress = asyncio.get_running_loop().time()
+        self._exchange.sent = time.monotonic()
         sender = asyncio.create_task(self._send_events())
         watcher = asyncio.create_task(self._watch(receive))
         try:
@@ -207,25 +207,21 @@ class _WatchedStream(ASGIStreamingResponse):
                 raise result
 
     async def _send_events(self) -> None:
-        clock = asyncio.get_running_loop().time
-        send = self._exchange.send
         async for chunk in self._events:
             self._sending = True
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await self._exchange.send_part(chunk)
             self._sending = False
-            self._last_progress = clock()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _watch(self, receive: Receive) -> None:
         """Return when the client is gone; drop one that reads nothing, keep an idle connection awake."""
-        clock = asyncio.get_running_loop().time
         while True:
             try:
                 async with asyncio.timeout(limits.WATCH_SECONDS):
                     if (await receive())["type"] == "http.disconnect":
                         return
             except TimeoutError:
-                idle = clock() - self._last_progress
+                idle = time.monotonic() - self._exchange.sent
                 if self._sending:
                     if idle >= limits.STALL_SECONDS:
                         self._exchange.abort()
@@ -236,7 +232,6 @@ class _WatchedStream(ASGIStreamingResponse):
         """Send a comment; returns whether it went out."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.WATCH_SECONDS):
-                await self._exchange.send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
-                self._last_progress = asyncio.get_running_loop().time()
+                await self._exchange.send_part(HEARTBEAT)
                 return True
         return False

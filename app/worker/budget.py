@@ -13,6 +13,7 @@ _STRETCH = 1.25  # of the target, for the last tokens of a prompt
 _LEAST_SHARE = 0.25  # of the target that prompts have in any case: else a slow device would never begin an answer
 _WEIGHT_OF_NEWEST = 0.3
 _LEAST_MEASURED = 16  # tokens; smaller chunks say more about overhead than about speed
+_GUESSED_SPEEDUP = 4  # of a prompt's token over a stream's, until one has been measured
 
 
 class StepBudget:
@@ -45,25 +46,30 @@ class StepBudget:
         """Learn from a step that held one token of each stream."""
         self._stream_seconds = _follow(self._stream_seconds, seconds)
 
-    def prompt_tokens(self) -> int:
-        """Return how many prompt tokens the next step of prompts should hold."""
-        if self._prompt_token_seconds is None:
-            return LEAST_CHUNK
-        tokens = self._tokens_within(self.itl_target)
+    def prompt_bounds(self, *, undisturbed: bool = False) -> tuple[int, int]:
+        """Return how many prompt tokens the next step of prompts should hold, and how many to end a prompt with it.
+
+        `undisturbed`: no stream waits for its next token meanwhile.
+        """
+        target = max(self.itl_target, _LONGEST_SECONDS) if undisturbed else self.itl_target
+        streams = 0.0 if undisturbed else (self._stream_seconds or 0.0)
+        tokens = self._tokens_within(target, streams)
         if tokens >= _GOOD_CHUNK or (self._itl_target is None and tokens >= LEAST_CHUNK):
-            return max(_GOOD_CHUNK, tokens // _GOOD_CHUNK * _GOOD_CHUNK)
-        return max(LEAST_CHUNK, tokens)
+            tokens = max(_GOOD_CHUNK, tokens // _GOOD_CHUNK * _GOOD_CHUNK)
+        tokens = max(LEAST_CHUNK, tokens)
+        short_rest = self._tokens_within(_STRETCH * target, streams) - tokens
+        return tokens, tokens + min(max(short_rest, 0), _SHORT_REST)
 
-    def short_rest(self, tokens: int) -> int:
-        """Return how many tokens more a step of `tokens` may hold if a prompt is done with them."""
-        if self._prompt_token_seconds is None:
-            return _SHORT_REST
-        return min(max(self._tokens_within(_STRETCH * self.itl_target) - tokens, 0), _SHORT_REST)
-
-    def _tokens_within(self, target: float) -> int:
+    def _tokens_within(self, target: float, streams: float) -> int:
         """Return how many prompt tokens can be computed in what a step of the streams leaves of a time."""
-        seconds = max(target - (self._stream_seconds or 0.0), _LEAST_SHARE * target)
-        return int(seconds / max(self._prompt_token_seconds or 0.0, 1e-9))
+        return int(max(target - streams, _LEAST_SHARE * target) / self._seconds_per_token())
+
+    def _seconds_per_token(self) -> float:
+        if self._prompt_token_seconds is not None:
+            return max(self._prompt_token_seconds, 1e-9)
+        if self._stream_seconds is not None:
+            return self._stream_seconds / _GUESSED_SPEEDUP
+        return _LONGEST_SECONDS / LEAST_CHUNK
 
 
 def _follow(average: float | None, newest: float) -> float:

@@ -104,13 +104,16 @@ class Engine:
         self._commands.put(sequence)
 
     def warm_up(self) -> None:
-        """Compute one token and forget it: the weights get paged in, and a broken graph shows before Hello.
+        """Compute two tokens and forget them: a broken graph shows before Hello, and how long a step takes.
 
-        Raises DecodeError.
+        The first one pages the weights in. Raises DecodeError.
         """
-        self._batch.clear()
-        self._batch.add(0, 0, np.zeros(1, np.int32), wants_logits=True)
-        self._context.decode(self._batch)
+        for position in range(2):
+            self._batch.clear()
+            self._batch.add(0, position, np.zeros(1, np.int32), wants_logits=True)
+            started = time.perf_counter()
+            self._context.decode(self._batch)
+        self._scheduler.budget.observe_streams(time.perf_counter() - started)
         self._context.memory.clear_all()
 
     def run(self) -> None:

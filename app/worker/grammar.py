@@ -115,7 +115,7 @@ class Grammars:
 
         `idle`: there was nothing to compute, so that waiting costs nobody anything.
         """
-        if not self._set_aside and all(sequence.grammar is None for sequence in rows):
+        if not self._set_aside and not any(sequence.grammar for sequence in rows):
             return rows, logits
         set_aside = [late for late in self._set_aside if late.sequence.slot is not None and not late.sequence.n_pending]
         deadline = time.perf_counter() + (_IDLE_PATIENCE if idle else _PATIENCE)
@@ -131,7 +131,7 @@ class Grammars:
 
     def masks(self, rows: AbstractSequence[Sequence]) -> list[npt.NDArray[np.bool_] | None] | None:
         """Return for each row which tokens may be drawn, shape (vocabulary,), None for all; None if all are free."""
-        if all(sequence.grammar is None for sequence in rows):
+        if not any(sequence.grammar for sequence in rows):
             return None
         return [None if sequence.grammar is None else sequence.grammar.allowed for sequence in rows]
 

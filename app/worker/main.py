@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import queue
+import select
 import socket
 import sys
 import threading
@@ -42,6 +43,8 @@ class Connection:
     def __init__(self, descriptor: int) -> None:
         """Own the inherited file descriptor."""
         self._socket = socket.socket(fileno=descriptor)
+        self._readable = select.poll()
+        self._readable.register(self._socket, select.POLLIN)
         self._sending = threading.Lock()  # the engine's thread and the reader both send
         self._engine: Engine | None = None
         self._first: queue.SimpleQueue[LoadModel] = queue.SimpleQueue()
@@ -80,6 +83,7 @@ class Connection:
         os._exit(exit_code)  # the main thread may be inside llama_decode for long: don't wait for it
 
     def _receive(self) -> bytes:
+        self._readable.poll()  # a thread in recv would wake, too, whenever the parent has read what was sent
         try:
             return self._socket.recv(_RECEIVE_BYTES)
         except ConnectionError:

@@ -48,7 +48,7 @@ class Scheduler:
         if batch_size < len(cache.slots):
             raise ValueError(f"a batch of {batch_size} tokens is smaller than the {len(cache.slots)} slots")
         self.cache = cache
-        self.budget = budget or StepBudget()
+        self.budget = StepBudget() if budget is None else budget
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in their order of admission
         self.preemptions = 0
@@ -127,8 +127,8 @@ class Scheduler:
         turn_of_prompts = bool(prompts) and (self._prompts_are_next or not decoding)
         self._prompts_are_next = not turn_of_prompts
         if turn_of_prompts:
-            budget = min(self._batch_size, self.budget.prompt_tokens())
-            room = min(self._batch_size, budget + self.budget.short_rest(budget))
+            bounds = self.budget.prompt_bounds(undisturbed=not decoding)
+            budget, room = (min(self._batch_size, bound) for bound in bounds)
             counts = _share(sorted(prompts, key=self._soonest_done), prompts[0], budget, room)
         else:
             counts = [(sequence, 1) for sequence in (*decoding, *_between(decoding, prompts))]

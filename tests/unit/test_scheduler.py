@@ -54,10 +54,10 @@ def test_a_lone_prompt_comes_in_chunks_within_batch_and_target_time() -> None:
     assert [counts(step(scheduler)) for _ in range(4)] == [{1: 100}, {1: 100}, {1: 50}, {1: 1}]
 
     budget = StepBudget(itl_target=0.1)
-    budget.observe_prompts(100, 0.2)  # 2 ms a token
+    budget.observe_prompts(100, 0.2)  # 2 ms a token: 125 in a quarter of a second, which no stream waits for
     scheduler = Scheduler(KvCache(2), 512, budget)
-    scheduler.add(sequence(1, 212))
-    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 50}, {1: 50}, {1: 50}, {1: 62}]
+    scheduler.add(sequence(1, 280))
+    assert [counts(step(scheduler)) for _ in range(4)] == [{1: 64}, {1: 64}, {1: 64}, {1: 88}]
 
 
 def test_streams_and_prompts_take_turns() -> None:
@@ -73,15 +73,17 @@ def test_streams_and_prompts_take_turns() -> None:
 
 
 def test_the_budget_starts_small_and_never_falls_below_the_least_chunk() -> None:
-    budget = StepBudget()
-    assert budget.prompt_tokens() == 32
+    budget = StepBudget(itl_target=0.25)
+    assert budget.prompt_bounds() == (32, 40)
     budget.observe_prompts(8, 60.0)  # too small to say anything
-    assert budget.prompt_tokens() == 32
+    assert budget.prompt_bounds() == (32, 40)
+    budget.observe_streams(0.01)  # a prompt's token is guessed to take a quarter of that
+    assert budget.prompt_bounds() == (64, 121)
     budget.observe_prompts(100, 0.1)
-    assert budget.prompt_tokens() == 192
+    assert budget.prompt_bounds() == (192, 256)
     for _ in range(50):
         budget.observe_prompts(100, 100.0)
-    assert budget.prompt_tokens() == 32
+    assert budget.prompt_bounds() == (32, 32)
 
 
 def test_short_prompts_are_done_first_and_the_oldest_never_starves() -> None:
@@ -96,18 +98,18 @@ def test_of_equal_prompts_the_oldest_is_done_first() -> None:
     for request in (1, 2, 3):
         scheduler.add(sequence(request, 120))
     turns = [counts(step(scheduler)) for _ in range(4)]
-    assert turns == [{1: 32}, {1: 88}, {1: 1}, {2: 32}]
+    assert turns == [{1: 64}, {1: 56}, {1: 1}, {2: 64}]
 
 
 def test_a_rest_that_is_not_worth_a_pass_is_computed_at_once() -> None:
     budget = StepBudget(itl_target=0.1)
-    budget.observe_prompts(100, 0.2)  # 50 tokens
+    budget.observe_prompts(100, 0.2)  # 64 tokens
     scheduler = Scheduler(KvCache(1), 512, budget)
-    scheduler.add(sequence(1, 62))
-    assert counts(step(scheduler)) == {1: 62}
-    narrow = Scheduler(KvCache(1), 60, budget)
-    narrow.add(sequence(2, 81))
-    assert [counts(step(narrow)) for _ in range(2)] == [{2: 50}, {2: 31}]
+    scheduler.add(sequence(1, 128))
+    assert counts(step(scheduler)) == {1: 128}
+    narrow = Scheduler(KvCache(1), 70, budget)
+    narrow.add(sequence(2, 95))
+    assert [counts(step(narrow)) for _ in range(2)] == [{2: 64}, {2: 31}]
 
 
 def test_a_prompt_between_streams_closes_the_gap() -> None:
@@ -263,8 +265,8 @@ def test_an_itl_target_bounds_what_prompts_take_from_streams() -> None:
     budget = StepBudget(itl_target=0.1)
     budget.observe_streams(0.03)
     budget.observe_prompts(100, 0.1)
-    assert budget.prompt_tokens() == 64
-    assert budget.short_rest(64) == 31
+    assert budget.prompt_bounds() == (64, 95)
+    assert budget.prompt_bounds(undisturbed=True) == (192, 256)
     automatic = StepBudget()
     automatic.observe_streams(0.01)
     assert automatic.itl_target == pytest.approx(0.08)

@@ -7,6 +7,7 @@ all rows at once; a pass over a whole row is made row by row, so that it stays i
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,14 +50,15 @@ def sample(
     `logits`, shape (rows, vocabulary), is edited in place. `histories` are the sequences' tokens so far, `masks` what a
     grammar allows (see `apply_mask`).
     """
-    edit(logits, samplers, histories, masks)
+    if masks is not None or any(sampler.edits for sampler in samplers):
+        edit(logits, samplers, histories, masks)
     tokens = [NO_TOKEN] * len(samplers)
 
     def draw_rows(rows: Sequence[int]) -> None:
         for row, token in _drawn(logits, samplers, rows):
             tokens[row] = token
 
-    by_way = sorted(range(len(samplers)), key=lambda row: samplers[row].way.value)
+    by_way = sorted(range(len(samplers)), key=[sampler.way for sampler in samplers].__getitem__)
     if threads is None:
         draw_rows(by_way)
     else:
@@ -91,8 +93,10 @@ def _drawn(logits: Floats, samplers: Sequence[TokenSampler], rows: Sequence[int]
     for row in rows:
         if samplers[row].way is not Way.GREEDY:
             others.append(row)
-        elif np.isfinite(logits[row, best := int(logits[row].argmax())]):  # of a row with NaN: the NaN
+        elif math.isfinite(logits[row, best := int(logits[row].argmax())]):  # of a row with NaN: the NaN
             yield row, best
+    if not others:
+        return
     for own, candidates, totals in _narrowed(logits, samplers, others):
         some = [samplers[row] for row in own]
         if candidates is not None:

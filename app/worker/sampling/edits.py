@@ -46,9 +46,9 @@ def edit(
 
     `histories` are the tokens so far, prompts included. The penalties of all rows are subtracted at once.
     """
-    for row, mask in zip(logits, masks or (), strict=masks is not None):
+    for index, mask in enumerate(masks or ()):
         if mask is not None:
-            apply_mask(row, mask)
+            apply_mask(logits[index], mask)
     penalized = []
     for index, (sampler, history) in enumerate(zip(samplers, histories, strict=True)):
         if not sampler.edits:
@@ -62,7 +62,7 @@ def edit(
             penalized.append((index, sampler.penalties))
     if penalized:
         penalize(logits, *zip(*penalized, strict=True))
-    for row, sampler, history in zip(logits, samplers, histories, strict=True):
+    for index, (sampler, history) in enumerate(zip(samplers, histories, strict=True)):
         if sampler.dry:
             ids, amounts = sampler.dry.penalties(history)
-            row[ids] -= amounts
+            logits[index, ids] -= amounts

@@ -42,6 +42,9 @@ def raw_logprobs(
     None where `tops` says None. Rows that will be `edited` are copied, others looked at in place.
     """
     details: list[RowLogprobs | None] = [None] * len(tops)
+    wanted = [row for row, top in enumerate(tops) if top is not None]
+    if not wanted:
+        return details
 
     def look(rows: Sequence[int]) -> None:
         ranking = [row for row in rows if tops[row]]
@@ -54,7 +57,6 @@ def raw_logprobs(
             top = list(zip(ids.tolist(), (values[ids].astype(np.float64) - log_sum).tolist(), strict=True))
             details[row] = RowLogprobs(values.copy() if edited[row] else values, log_sum, top)
 
-    wanted = [row for row, top in enumerate(tops) if top is not None]
     if threads is None:
         look(wanted)
     else:

@@ -25,7 +25,7 @@ _SEEDS = 2**64
 _XTC_NEEDS = 0.5  # at most: above this, no two tokens can reach the threshold
 
 
-class Way(enum.Enum):
+class Way(enum.IntEnum):
     """How a row's token is found, cheapest first."""
 
     GREEDY = enum.auto()  # the best of the row
@@ -49,7 +49,8 @@ class TokenSampler:
         """Draw as `sampling` says.
 
         The `forbidden` tokens (the ends of generation under ignore_eos) are never drawn, and `forbidden_early` not
-        while the history is shorter than `early` tokens. `breakers` are DRY's.
+        while the history is shorter than `early` tokens. `breakers` are DRY's. `edits` says whether logits are changed
+        before the filters see them.
         """
         self.temperature = float(np.float32(sampling.temperature))
         self.top_k = sampling.top_k if 0 < sampling.top_k < vocabulary_size else 0
@@ -67,11 +68,7 @@ class TokenSampler:
         self.penalties = Penalties(sampling) if Penalties.wanted(sampling) else None
         self.dry = Dry(sampling, breakers) if Dry.wanted(sampling) else None
         self._random = np.random.Generator(np.random.PCG64(_seed(sampling.seed)))
-
-    @property
-    def edits(self) -> bool:
-        """Whether this sequence's logits are changed before the filters see them."""
-        return bool(self.penalties or self.dry or len(self.bias_ids) or self._forbidden is not None or self._early)
+        self.edits = bool(self.penalties or self.dry or len(self.bias_ids) or forbidden is not None or early)
 
     def forbidden(self, length: int) -> list[Tokens]:
         """Return what must not be drawn after a history of this length."""
