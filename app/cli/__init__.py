@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from app.cli import compare, imatrix, quantize, serve, show, verify
 from app.errors import InterruptedByUserError, PestleError
@@ -21,6 +20,16 @@ exit codes: 0 done, 2 usage, 3 bad input, 4 disk or permission, 5 verification f
 """
 
 
+class _ShowVersion(argparse.Action):
+    """Looks the version up when it is asked for, which takes longer than a short run's other preparations."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        print(f"pestle {version('pestle')}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = argparse.ArgumentParser(
@@ -29,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"pestle {version('pestle')}")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and leave")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (serve, quantize, imatrix, compare, show, verify):
         module.add_command(commands)
