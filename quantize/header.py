@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,13 +18,30 @@ QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION: of the layout of its blocks
 _LENGTH = struct.Struct("<Q")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Value:
     """A metadata value; `item_type` is set for arrays only."""
 
     type: ValueType
     content: Any
     item_type: ValueType | None = None
+
+    @functools.cached_property
+    def encoded(self) -> bytes:
+        """The value as it stands in a header, behind its type; a vocabulary is encoded once for all its headers.
+
+        Raises what `struct` and `str.encode` raise.
+        """
+        if self.type is ValueType.STRING:
+            return _string(self.content)
+        if self.type is not ValueType.ARRAY:
+            return struct.pack("<" + FORMATS[self.type], self.content)
+        if self.item_type is None:
+            raise AssertionError("an array without the type of its items")
+        head = struct.pack("<IQ", self.item_type, len(self.content))
+        if self.item_type is ValueType.STRING:
+            return head + _strings(self.content)
+        return head + struct.pack(f"<{len(self.content)}{FORMATS[self.item_type]}", *self.content)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,19 +121,6 @@ def _strings(texts: Sequence[str | bytes]) -> bytes:
     return b"".join([piece for text in raw for piece in (pack(len(text)), text)])
 
 
-def _value(value: Value) -> bytes:
-    if value.type is ValueType.STRING:
-        return _string(value.content)
-    if value.type is not ValueType.ARRAY:
-        return struct.pack("<" + FORMATS[value.type], value.content)
-    if value.item_type is None:
-        raise AssertionError("an array without the type of its items")
-    head = struct.pack("<IQ", value.item_type, len(value.content))
-    if value.item_type is ValueType.STRING:
-        return head + _strings(value.content)
-    return head + struct.pack(f"<{len(value.content)}{FORMATS[value.item_type]}", *value.content)
-
-
 def aligned(size: int) -> int:
     """Round up to where the next tensor may begin."""
     return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
@@ -130,7 +135,7 @@ def encode_header(keys: KeyTable, tensors: Iterable[TensorEntry]) -> bytes:
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(entries), len(keys.values))]
     for key, value in keys.values.items():
         try:
-            parts += [_string(key), struct.pack("<I", value.type), _value(value)]
+            parts += [_string(key), struct.pack("<I", value.type), value.encoded]
         except (struct.error, OverflowError, TypeError, UnicodeEncodeError) as error:  # also halves of letters
             raise CheckpointError(f"the key {key} cannot hold {str(value.content)[:80]}: {error}") from error
     for entry in entries:

@@ -38,6 +38,7 @@ SCRIPTS = Path(__file__).parent
 TYPES = ("q8_0", "q4_0", "q4_k_m")
 HEADING = "## Quantization"
 MIB = 1 << 20
+BYTECODE_IS_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}  # as is usual; else every run compiles each module anew
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def measure(upstream: Upstream, checkpoint: Path, type_name: str, runs: int, thr
         theirs, ours, converted = (Path(folder) / f"{name}.gguf" for name in ("upstream", "pestle", "converted"))
 
         def run_upstream() -> None:
-            environment = upstream.environment()
+            environment = upstream.environment() | BYTECODE_IS_KEPT
             row.convert.append(run_measured(upstream.convert_command(checkpoint, converted), environment))
             command = quantize_command(upstream, converted, theirs, type_name, threads)
             row.quantize.append(run_measured(command, environment))
@@ -170,7 +171,7 @@ def measure(upstream: Upstream, checkpoint: Path, type_name: str, runs: int, thr
         def run_pestle() -> None:
             command = [str(Path(sys.executable).with_name("pestle")), "quantize", str(checkpoint), "--type", type_name]
             command += ["--out", str(ours), "--threads", str(threads), "--no-measure", "--format", "quiet"]
-            row.pestle.append(run_measured(command, dict(os.environ)))
+            row.pestle.append(run_measured(command, dict(os.environ) | BYTECODE_IS_KEPT))
 
         for number in range(runs):
             for side in (run_upstream, run_pestle) if number % 2 == 0 else (run_pestle, run_upstream):

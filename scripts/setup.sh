@@ -58,4 +58,5 @@ if [ "$built" != "$accel" ] || ! $venv/bin/python -c 'import llama_cpp' 2>/dev/n
   echo "$accel" >$venv/.accel
 fi
 quietly "Installing Pestle" $venv/bin/pip install --disable-pip-version-check -c constraints.txt -e . || die "pip failed: see above"
+$venv/bin/python -m compileall -q app quantize # so that the first start is as fast as the second
 touch $venv/.runtime
