@@ -16,7 +16,7 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench prove-grammars clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine prove-grammars clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and ups
 	@$(PYTHON) scripts/bench_quantize.py
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5
+
+bench-engine: $(DEV) ## measure the engine against llama-server (LLAMA_SERVER) under every load: RUNS=5 LOADS="1-stream mixed"
+	@$(PYTHON) scripts/bench_engine.py --runs $(or $(RUNS),5) $(foreach load,$(LOADS),--load $(load)) --write docs/benchmarks.md
+	@$(PYTHON) scripts/bench_restart.py
 
 bounds: $(DEV) ## prove the bounds of memory and reading on large random checkpoints, inside 1 GiB
 	@$(PYTHON) scripts/prove_bounds.py

@@ -65,7 +65,8 @@ run() {
   for shape in ${SHAPES:-b1 b8}; do
     [ -f "$dir/$shape.gguf" ] || $python scripts/random_gguf.py --shape "$shape" --tokenizer "$packed/tokenizer" "$dir/$shape.gguf"
     say "$shape: $(stat -c %s "$dir/$shape.gguf") bytes"
-    $python scripts/bench_engine.py --device cuda --model "$dir/$shape.gguf" --runs "${RUNS:-3}" --threads 8 --pestle "$dir/env/bin/pestle" || true
+    local device=cuda; [ "$shape" = b8 ] && device=cuda-8b
+    $python scripts/bench_engine.py --device "$device" --model "$dir/$shape.gguf" --runs "${RUNS:-3}" --threads 8 --pestle "$dir/env/bin/pestle" || true
   done
 }
 

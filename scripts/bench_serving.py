@@ -66,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument("--top-k", type=int, help="default: what each server takes by itself")
     work.add_argument("--top-p", type=float, help="default: what each server takes by itself")
     work.add_argument("--ignore-eos", action="store_true", help="always generate --max-tokens (not in OpenAI's API)")
+    work.add_argument(
+        "--fields", type=json_object, default={}, metavar="JSON", help="more fields for every request, as one object"
+    )
     pairs = parser.add_argument_group("pairs")
     pairs.add_argument(
         "--peer", action="store_true", help="start llama-server (its path in LLAMA_SERVER) beside Pestle and compare"
@@ -89,6 +92,17 @@ def build_parser() -> argparse.ArgumentParser:
     pairs.add_argument("--llama-args", default="", help="more flags for llama-server, in one string")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     return parser
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Decode an argument. Raises ArgumentTypeError."""
+    try:
+        value = json.loads(text)
+    except ValueError as fault:
+        raise argparse.ArgumentTypeError(f"is not JSON: {fault}") from fault
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -142,6 +156,7 @@ class Bench:
             top_k=args.top_k,
             top_p=args.top_p,
             ignore_eos=args.ignore_eos,
+            fields=args.fields,
             seed=args.seed,
         )
         self.pace = Pace(args.clients, args.rate, args.duration, args.timeout)

@@ -49,6 +49,7 @@ class Placement:
     donor: Slot | None = None
     evicted: Tokens = field(default_factory=_no_tokens)  # what the slot holds until then, if it loses something
     evicted_scope: str = ""
+    evicted_elsewhere: int = 0  # leading tokens of it that another slot holds, too
 
 
 class KvCache:
@@ -104,7 +105,8 @@ class KvCache:
         if copy:
             cached = reusable[donor.index]
         evicted = slot.tokens[: slot.length] if slot.length > reusable[slot.index] else _no_tokens()
-        placement = Placement(slot, cached, donor if copy else None, evicted, slot.scope)
+        elsewhere = self._held_elsewhere(slot, evicted)
+        placement = Placement(slot, cached, donor if copy else None, evicted, slot.scope, elsewhere)
         slot.busy, slot.tokens, slot.length, slot.scope = True, tokens, cached, scope
         return placement
 
@@ -132,6 +134,13 @@ class KvCache:
         if self.can_rewind:
             return min(common, len(known) - 1)
         return common if common == slot.length < len(known) else 0
+
+    def _held_elsewhere(self, slot: Slot, evicted: Tokens) -> int:
+        if not len(evicted):
+            return 0
+        others = (other for other in self.slots if other is not slot and other.scope == slot.scope)
+        longest = max((common_prefix(other.tokens[: other.length], evicted) for other in others), default=0)
+        return longest if self.can_rewind or longest == len(evicted) else 0
 
     def _loss(self, slot: Slot, kept: int) -> float:
         """Return how many tokens taking a slot will cost later: what it loses, the less the longer it was not used."""

@@ -61,9 +61,19 @@ class PrefixStore:
         """Whether states may stay in memory at all."""
         return self._limit > 0
 
-    def is_wanted(self, tokens: Tokens, scope: str) -> bool:
-        """Whether keeping these tokens' state would be worth it: long enough, and not kept already."""
-        return len(tokens) >= LEAST_TOKENS and not any(entry.covers(tokens, scope) for entry in self._entries.values())
+    def is_wanted(self, tokens: Tokens, scope: str, elsewhere: int = 0) -> bool:
+        """Whether keeping these tokens' state would be worth it: enough of them that are kept nowhere else.
+
+        `elsewhere`: leading tokens that a slot holds.
+        """
+        if len(tokens) - elsewhere < LEAST_TOKENS:
+            return False
+        for entry in self._entries.values():
+            if entry.scope == scope:
+                common = common_prefix(entry.tokens, tokens)
+                if len(tokens) - common < (LEAST_TOKENS if self._can_rewind else 1):
+                    return False
+        return True
 
     def is_on_disk(self, tokens: Tokens, scope: str) -> bool:
         """Whether a file is there that begins with these tokens."""

@@ -69,7 +69,9 @@ class Prefixes:
     def rescue(self, placement: Placement) -> None:
         """Keep what a slot still holds and is about to lose."""
         tokens = placement.evicted
-        if self._store.keeps_states and self._store.is_wanted(tokens, placement.evicted_scope):
+        if self._store.keeps_states and self._store.is_wanted(
+            tokens, placement.evicted_scope, placement.evicted_elsewhere
+        ):
             self._store.add(self._saved(placement.slot.index, tokens, placement.evicted_scope)[0])
 
     def restore(self, sequence: Sequence, placement: Placement) -> int:

@@ -7,10 +7,12 @@ import json
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bench.client import Target
 
 COMMON_WORDS = (
@@ -51,6 +53,7 @@ class Workload:
     top_k: int | None = None
     top_p: float | None = None
     ignore_eos: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)  # more of the requests' bodies
     seed: int = 0
 
 
@@ -126,6 +129,7 @@ def encode_body(workload: Workload, model: str, text: str, *, max_tokens: int, s
             body[name] = value
     if workload.ignore_eos:
         body["ignore_eos"] = True
+    body |= workload.fields
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}

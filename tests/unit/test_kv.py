@@ -80,3 +80,13 @@ def test_differences_name_the_slot() -> None:
     fill(cache, 1, 2, 3)
     assert cache.differences([3, 0]) == []
     assert cache.differences([2, 0]) == ["slot 0: 3 tokens in the books, 2 in llama.cpp's memory"]
+
+
+def test_a_placement_says_how_much_of_what_it_evicts_another_slot_holds() -> None:
+    cache = KvCache(2)
+    for values in ((1, 2, 3, 4), (1, 2, 3, 9)):
+        cache.take(tokens(*values), 4).slot.length = 4
+    cache.release(cache.slots[0])
+    placement = cache.take(tokens(50, 51), 2)
+    assert placement.evicted.tolist() == [1, 2, 3, 4]
+    assert placement.evicted_elsewhere == 3

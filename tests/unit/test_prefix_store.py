@@ -67,9 +67,22 @@ def test_a_longer_prefix_takes_the_place_of_its_beginning() -> None:
     assert (len(store), store.memory_bytes) == (1, 100)
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(LEAST_TOKENS - 1, False), (LEAST_TOKENS, False), (600, True)])
+@pytest.mark.parametrize(("count", "wanted"), [(LEAST_TOKENS - 1, False), (LEAST_TOKENS, False), (800, True)])
 def test_short_and_known_prefixes_are_not_wanted(count: int, wanted: bool) -> None:
     store = PrefixStore(1000)
     store.add(entry(500))
     assert store.is_wanted(tokens(count), "") is wanted
     assert not store.is_on_disk(tokens(count), "")
+
+
+def test_what_differs_little_from_what_is_kept_is_not_wanted() -> None:
+    store = PrefixStore(1000)
+    known = tokens(2000)
+    assert store.is_wanted(known, "", elsewhere=2000 - LEAST_TOKENS)
+    assert not store.is_wanted(known, "", elsewhere=2001 - LEAST_TOKENS)
+    store.add(entry(1900))
+    assert not store.is_wanted(known, "")
+    assert store.is_wanted(known, "other")
+    uncut = PrefixStore(1000, can_rewind=False)
+    uncut.add(entry(1900))
+    assert uncut.is_wanted(known, "")
