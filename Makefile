@@ -64,7 +64,8 @@ oracle-imatrix: $(DEV) ## compare importance matrices with llama-imatrix's (its 
 	@$(PYTHON) scripts/oracle_imatrix.py --quality
 
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
-	@$(PYTHON) scripts/bench_quantize.py
+	@$(PYTHON) scripts/bench_quantize.py --write docs/benchmarks.md
+	@$(PYTHON) scripts/bench_together.py
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5
 	@$(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5
 

@@ -64,7 +64,14 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         "f16"
     )
     flash_attn: Annotated[Switch, Meta(description="flash attention")] = "auto"
+    deterministic: Annotated[
+        bool,
+        Meta(description="equal requests get equal answers whatever else runs; one at a time, all computed anew"),
+    ] = False
     queue: Annotated[int, Meta(ge=0, le=100_000, description="requests that may wait for a slot; more get a 429")] = 64
+    request_timeout: Annotated[
+        float, Meta(ge=0, le=604_800, description="seconds that a request may take, waiting included; 0: no limit")
+    ] = 0.0
     device: Annotated[Device, Meta(description="where to compute")] = "auto"
     gpu_layers: Annotated[int, Meta(ge=-1, le=10_000, description="layers on the GPU; -1: all")] = -1
     quantization: Annotated[str, Meta(description="type that a folder of safetensors is quantized to")] = "q8_0"
@@ -100,6 +107,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         meta = next(m for m in typing.get_args(hints[field.name]) if isinstance(m, Meta))
         choices = typing.get_args(typing.get_args(hints[field.name])[0])
         name = variable_name(field.name)
+        if isinstance(field.default, bool):
+            parser.add_argument(
+                flag_name(field.name),
+                action="store_const",
+                const="true",
+                default=argparse.SUPPRESS,
+                help=f"{meta.description} ({name}=true)",
+            )
+            continue
         parser.add_argument(
             flag_name(field.name),
             metavar="|".join(choices) or field.name.split("_")[-1].upper(),
@@ -163,6 +179,8 @@ def _takes(hint: Any) -> str:
         return ", ".join(choices[:-1]) + f" or {choices[-1]}"
     if kind is str:
         return f"a text such as {' or '.join(meta.examples)}" if meta.examples else "a string"
+    if kind is bool:
+        return "true or false"
     noun = "an integer" if kind is int else "a number"
     return f"{noun} from {meta.ge} to {meta.le}"
 

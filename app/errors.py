@@ -32,6 +32,7 @@ Every error says what was wrong, names the field or the file at fault, and says 
     │   ├── LoadingError                model_loading
     │   ├── DrainingError               draining
     │   ├── EngineCrashedError          engine_crashed
+    │   ├── DeadlineExceededError   504 deadline_exceeded
     │   └── ModelFailedError            model_failed
     └── EngineError                 500 server_error      engine_error
         ├── ModelLoadError              model_load_failed      exit 3
@@ -228,6 +229,13 @@ class EngineCrashedError(UnavailableError):
     """The worker died under this request; it is being restarted."""
 
     code = "engine_crashed"
+
+
+class DeadlineExceededError(UnavailableError):
+    """The request took longer than `--request-timeout` allows, waiting included."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class ModelFailedError(UnavailableError):

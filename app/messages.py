@@ -67,6 +67,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     cache_type: str = "f16"  # of the KV cache: a name of ggml's types
     flash_attention: Literal["auto", "on", "off"] = "auto"
     micro_batch_size: int = 0  # tokens that llama.cpp computes at once; 0: 512, or less in a smaller batch
+    deterministic: bool = False  # every sequence is computed alone, in chunks that depend on its length only
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -85,6 +86,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     has_chat_template: bool = False
     library_build: str = ""
     device: str = ""
+    fingerprint: str = ""  # of all that answers depend on: weights, build, back end, settings; hexadecimal
     load_seconds: float = 0.0
 
 

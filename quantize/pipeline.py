@@ -228,13 +228,13 @@ def run_all(
             stack.enter_context(target)
         stack.enter_context(contextlib.closing(pieces_of_slabs))
         stack.callback(prepared.close)
+        prepared.prove()  # before any weight is read, or fetched
         for slabs, pieces in pieces_of_slabs:
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)
             advance(prepared.bytes_of(slabs[0]))
         for target in targets:
             target.check_plan()
-        prepared.prove()
         for target in targets:
             target.publish()
     seconds = time.monotonic() - began
@@ -247,15 +247,13 @@ def run_all(
 
 
 class _Advance:
-    """Counts the bytes of the source that are done, tells of them, and stops a run whose tokenizer is not proven."""
+    """Counts the bytes of the source that are done, and tells of them."""
 
     def __init__(self, prepared: Prepared, to_fetch: int, progress: Progress | None) -> None:
-        self._proof, self._progress = prepared.proof, progress
+        self._progress = progress
         self._done, self._total = 0, prepared.source_bytes + to_fetch
 
     def __call__(self, count: int) -> None:
-        if self._proof is not None:
-            self._proof.check()
         self._done += count
         if self._progress is not None:
             self._progress(self._done, self._total)

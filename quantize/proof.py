@@ -1,8 +1,8 @@
 """Proves that llama.cpp will read text with the new file as the model's own tokenizer does.
 
 A wrong vocabulary can end or hang llama.cpp, so that the work is done by a process of its own (see `proof_child`),
-which gets the header without any weight, and goes on while weights are encoded. What is proven once is not proven again
-(see `proof_memory`).
+which gets the header without any weight, while the rest is prepared; no weight is read before it has said yes. What is
+proven once is not proven again (see `proof_memory`).
 """
 
 from __future__ import annotations
@@ -71,21 +71,17 @@ class Proof:
         elif process is not None:
             process.close()
 
-    def check(self) -> None:
-        """Raise `TokenizerError` if the proof has failed by now, `StorageError` if it could not be started."""
-        if self._found.no_start is not None:
-            raise StorageError(self._found.no_start)
-        if self._found.error is not None:
-            raise TokenizerError(self._found.error)
-
     def wait(self) -> tuple[str, ...]:
-        """Wait for the end and return what people should know. Raises `TokenizerError` that shows what differs."""
+        """Wait for the end and return what people should know.
+
+        Raises `TokenizerError` that shows what differs, `StorageError` if the process could not be started.
+        """
         with self._found.changed:
             self._found.changed.wait_for(lambda: self._found.is_over, self._patience)
         if not self._found.is_over:
             self.close()
             raise TokenizerError(self._timeout())
-        self.check()
+        self._check()
         return self._found.notes or ()
 
     def missing_ends(self) -> list[int]:
@@ -94,7 +90,7 @@ class Proof:
             self._found.changed.wait_for(
                 lambda: self._found.missing_ends is not None or self._found.is_over, self._patience
             )
-        self.check()
+        self._check()
         return self._found.missing_ends or []
 
     def close(self) -> None:
@@ -103,6 +99,12 @@ class Proof:
         if process is not None and not self._found.is_over:
             self._forget()
             process.close()
+
+    def _check(self) -> None:
+        if self._found.no_start is not None:
+            raise StorageError(self._found.no_start)
+        if self._found.error is not None:
+            raise TokenizerError(self._found.error)
 
     def _start(self, keys: KeyTable, ends: list[int], process: ProofProcess | None) -> None:
         sentencepiece = _content(keys, "tokenizer.ggml.model") == "llama"

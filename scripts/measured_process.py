@@ -20,7 +20,7 @@ _BLOCK_BYTES = 512  # the unit of ru_oublock
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run: wall seconds, peak of anonymous memory of the whole process tree, and bytes.
+    """One run: wall seconds, peak of anonymous memory of the whole process tree, bytes, and CPU seconds.
 
     `written` were given to block devices; `read` came from any file, cached or not, the Python modules too.
     """
@@ -29,6 +29,7 @@ class Measurement:
     peak_anonymous: int
     written: int
     read: int
+    cpu_seconds: float
 
 
 def run_measured(command: Sequence[str], environment: Mapping[str, str]) -> Measurement:
@@ -61,7 +62,8 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str]) -> Meas
         if process.returncode:
             said.seek(0)
             raise subprocess.CalledProcessError(process.returncode, list(command), said.read().decode()[-2000:])
-    return Measurement(seconds, peak or usage.ru_maxrss * 1024, usage.ru_oublock * _BLOCK_BYTES, read)
+    peak = peak or usage.ru_maxrss * 1024
+    return Measurement(seconds, peak, usage.ru_oublock * _BLOCK_BYTES, read, usage.ru_utime + usage.ru_stime)
 
 
 def _tree(pid: int) -> Iterator[int]:

@@ -87,6 +87,7 @@ class Context(Handle):
         self.shared_tokens = padded if shared_tokens else None
         self.context_length = context_length
         self.batch_size = batch_size
+        self.micro_batch_size = int(parameters.n_ubatch)
         self._logits_rows = logits_rows or slots
         self.memory = Memory(self._llama.llama_get_memory(pointer))
         self._vocabulary_size = model.vocabulary.size

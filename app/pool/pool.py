@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from app.config import cache_folder, seconds
-from app.errors import DrainingError, LoadingError, ModelFailedError, ModelNotFoundError, PestleError
-from app.messages import CompileGrammar, FromText, FromWorker, Generate, Hello, LoadModel, RenderChat, RenderText
+from app.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    LoadingError,
+    ModelFailedError,
+    ModelNotFoundError,
+    PestleError,
+)
+from app.messages import CompileGrammar, FromText, FromWorker, Generate, Hello, RenderChat, RenderText
 from app.observability.logging import get_logger
 from app.pool.admission import Admission
 from app.pool.child import python_module
 from app.pool.context_check import answer_tokens, check_ids, token_prompt
 from app.pool.generation import Generation
+from app.pool.load_command import load_command
 from app.pool.request import ChatPrompt, GenerationRequest, ModelInfo, PoolState, Prompt, TextPrompt
 from app.pool.supervisor import Breaker, Supervisor
 from app.pool.text_client import TextClient
@@ -33,7 +40,6 @@ log = get_logger(__name__)
 
 _RETRY_AFTER_LOADING_SECONDS = 2.0
 _BYTES_PER_TOKEN = 4
-_MIB = 1 << 20
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +48,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     text_deadline: float = 10.0  # seconds that one prompt may take to render and tokenize
     restart_wait: float = 30.0  # seconds that sequences of a dead worker wait for the next one
     breaker: Breaker = Breaker()
+
+
+class _Open(NamedTuple):
+    permits: int
+    deadline: asyncio.TimerHandle | None
 
 
 class Pool:
@@ -66,8 +77,8 @@ class Pool:
         self._info = ModelInfo(id=model_id, created=int(model_file.stat().st_mtime))
         self._metrics = metrics.model(model_id)
         self._all_metrics = metrics
-        self._admission = Admission(settings.parallel, settings.queue)
-        self._load = _load_model(settings, model_file)
+        self._load = load_command(settings, model_file)
+        self._admission = Admission(self._load.slots, settings.queue)
         self._text = TextClient(limits.text_deadline)
         self._worker = WorkerClient(self._metrics, self._admission.pace, limits.restart_wait)
         self._text_child = self._supervise("text child", text_command, FromText, self._text, limits.breaker)
@@ -78,8 +89,8 @@ class Pool:
         self._draining = False
         self._drained = False
         self._request_numbers = itertools.count(1)
-        self._generations: set[Generation] = set()
-        self._permits: dict[Generation, int] = {}
+        self._request_timeout = settings.request_timeout
+        self._open: dict[Generation, _Open] = {}
         self._empty = asyncio.Event()
 
     # ---- life ----
@@ -97,13 +108,13 @@ class Pool:
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what is late gets an error, not a cancellation
         """Take no new request, let the running ones finish for `timeout` seconds, then fail the rest."""
         self._draining = True
-        if self._generations:
+        if self._open:
             self._empty.clear()
-            log.info("draining", extra={"requests": len(self._generations), "timeout": timeout})
+            log.info("draining", extra={"requests": len(self._open), "timeout": timeout})
             try:
                 await asyncio.wait_for(self._empty.wait(), timeout)
             except TimeoutError:
-                log.warning("the drain ran out of time", extra={"requests": len(self._generations)})
+                log.warning("the drain ran out of time", extra={"requests": len(self._open)})
         self._drained = True
         self._fail_all(_cut_off_error())
 
@@ -163,6 +174,7 @@ class Pool:
             parameters=worker.parameters,
             description=worker.description,
             bytes=worker.model_bytes,
+            fingerprint=worker.fingerprint,
             ready=True,
         )
 
@@ -177,9 +189,11 @@ class Pool:
         for _ in range(self._worker.drop(generation)):
             if generation.error is None:
                 self._metrics.success("cancelled")
-        self._admission.give_back(self._permits.pop(generation))
-        self._generations.discard(generation)
-        if not self._generations:
+        opened = self._open.pop(generation)
+        self._admission.give_back(opened.permits)
+        if opened.deadline is not None:
+            opened.deadline.cancel()
+        if not self._open:
             self._empty.set()
 
     # ---- one request ----
@@ -199,8 +213,7 @@ class Pool:
             self._count_failure(error)
             raise
         generation = Generation(self, len(request.prompts), request.n)
-        self._permits[generation] = permits
-        self._generations.add(generation)
+        self._open[generation] = _Open(permits, self._deadline(generation))
         try:
             await self._begin(generation, request)
         except BaseException as error:
@@ -209,6 +222,12 @@ class Pool:
             generation.close()
             raise
         return generation
+
+    def _deadline(self, generation: Generation) -> asyncio.TimerHandle | None:
+        if not (seconds := self._request_timeout):
+            return None
+        error = DeadlineExceededError(f"the request took longer than the {seconds:g} s that this server allows")
+        return asyncio.get_running_loop().call_later(seconds, self._worker.fail, generation, error)
 
     async def _begin(self, generation: Generation, request: GenerationRequest) -> None:
         admitted = time.monotonic()
@@ -311,26 +330,6 @@ class Pool:
 def _cut_off_error() -> DrainingError:
     return DrainingError(
         "the server shut down before this answer was complete", retry_after=_RETRY_AFTER_LOADING_SECONDS
-    )
-
-
-def _load_model(settings: ServeSettings, model_file: Path) -> LoadModel:
-    return LoadModel(
-        path=str(model_file.absolute()),
-        slots=settings.parallel,
-        context_length=settings.ctx_size,
-        threads=settings.threads,
-        batch_size=settings.batch_size,
-        device=settings.device,
-        gpu_layers=settings.gpu_layers,
-        itl_target=seconds(settings.itl_target),
-        kv_tokens=settings.kv_tokens,
-        prefix_memory_bytes=settings.cache_ram * _MIB,
-        prefix_disk_bytes=settings.cache_disk * _MIB,
-        prefix_folder=str(cache_folder(settings) / "prefixes"),
-        cache_type=settings.cache_type,
-        flash_attention=settings.flash_attn,
-        micro_batch_size=settings.ubatch_size,
     )
 
 

@@ -31,6 +31,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int = 0
     description: str = ""
     bytes: int = 0
+    fingerprint: str = ""  # of all that the worker's answers depend on
     ready: bool = False
 
 

@@ -16,6 +16,23 @@ _LEAST_MEASURED = 16  # tokens; smaller chunks say more about overhead than abou
 _GUESSED_SPEEDUP = 4  # of a prompt's token over a stream's, until one has been measured
 
 
+class FixedBudget:
+    """As much as a batch holds, always: what is computed together then depends on the prompt's length alone."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+
+    def observe_prompts(self, tokens: int, seconds: float) -> None:
+        """Learn nothing."""
+
+    def observe_streams(self, seconds: float) -> None:
+        """Learn nothing."""
+
+    def prompt_bounds(self, *, undisturbed: bool = False) -> tuple[int, int]:  # noqa: ARG002 - as `StepBudget`
+        """Return how many prompt tokens the next step of prompts should hold, and how many to end a prompt with it."""
+        return self._batch_size, self._batch_size
+
+
 class StepBudget:
     """Follows a target for the time between two tokens of a stream, from measured steps.
 

@@ -15,7 +15,7 @@ from app.errors import DecodeError, EngineError, NoKvSlotError, RequestError
 from app.llama.batch import Batch
 from app.llama.device import thread_count
 from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
-from app.worker.budget import StepBudget
+from app.worker.budget import FixedBudget, StepBudget
 from app.worker.grammar import Grammars
 from app.worker.kv import KvCache
 from app.worker.prefix_store import PrefixStore
@@ -56,11 +56,14 @@ class Engine:
         itl_target: float | None = None,
         store: PrefixStore | None = None,
         files: PrefixFiles | None = None,
+        *,
+        deterministic: bool = False,
     ) -> None:
         """Serve `context`; `publish` is called from the engine's thread and from those that submit.
 
         `itl_target`: seconds between two tokens of a stream; None chooses it from measured steps. `store` and `files`
-        keep prefixes that slots lose.
+        keep prefixes that slots lose. `deterministic`: a sequence's computation depends on itself alone; takes a
+        context of one slot.
         """
         self._vocabulary = model.vocabulary
         self._pieces = model.vocabulary.pieces
@@ -70,8 +73,11 @@ class Engine:
         self._row_threads = RowThreads(thread_count(0))
         self._context = context
         self._batch = Batch(context.batch_size)
-        self._cache = KvCache(context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens)
-        self._scheduler = Scheduler(self._cache, context.batch_size, StepBudget(itl_target))
+        self._cache = KvCache(
+            context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens, reuses=not deterministic
+        )
+        budget = FixedBudget(context.batch_size) if deterministic else StepBudget(itl_target)
+        self._scheduler = Scheduler(self._cache, context.batch_size, budget)
         self._commands: queue.SimpleQueue[Sequence | Cancel | PrefixLoaded] = queue.SimpleQueue()
         store = PrefixStore(0) if store is None else store
         self._prefixes = Prefixes(context, store, files, self._commands.put)

@@ -55,12 +55,15 @@ class Placement:
 class KvCache:
     """The slots."""
 
-    def __init__(self, slots: int, *, can_rewind: bool = True, capacity: int | None = None) -> None:
+    def __init__(
+        self, slots: int, *, can_rewind: bool = True, capacity: int | None = None, reuses: bool = True
+    ) -> None:
         """Start empty.
 
         `can_rewind`: whether a slot can be cut back to any shorter length. `capacity`: tokens of all slots together, if
-        they share one store; None when each slot has its own.
+        they share one store; None when each slot has its own. `reuses`: whether prefixes are reused at all.
         """
+        self._reuses = reuses
         self.slots = [Slot(index) for index in range(slots)]
         self.can_rewind = can_rewind
         self.capacity = capacity
@@ -128,7 +131,7 @@ class KvCache:
         ]
 
     def _reusable(self, slot: Slot, known: Tokens, scope: str) -> int:
-        if slot.scope != scope or not slot.length:
+        if slot.scope != scope or not slot.length or not self._reuses:
             return 0
         common = common_prefix(slot.tokens[: slot.length], known)
         if self.can_rewind:

@@ -115,7 +115,9 @@ def main(arguments: list[str]) -> int:
         return 1
     with model, context:
         store = PrefixStore(command.prefix_memory_bytes, can_rewind=model.can_rewind)
-        engine = Engine(model, context, connection.send, command.itl_target, store, _prefix_files(command))
+        files = _prefix_files(command)
+        deterministic = command.deterministic
+        engine = Engine(model, context, connection.send, command.itl_target, store, files, deterministic=deterministic)
         try:
             engine.warm_up()
         except DecodeError as error:
@@ -136,6 +138,14 @@ def _prefix_files(command: LoadModel) -> PrefixFiles | None:
     except OSError as error:
         print(f"worker: no prefixes on disk: {folder}: {error.strerror}", file=sys.stderr, flush=True)
         return None
+
+
+def _fingerprint(command: LoadModel, model: Model, context: Context) -> str:
+    """Return what changes with anything that answers depend on (docs/determinism.md)."""
+    together = "alone" if command.deterministic else f"{context.slots} slots, shared {context.shared_tokens}"
+    settings = (command.cache_type, command.flash_attention, str(context.batch_size), str(context.micro_batch_size))
+    threads = str(thread_count(command.threads))  # flash attention divides sums among them
+    return model_identity(Path(command.path), build_name(), model.device_name, *settings, threads, together)
 
 
 def load(command: LoadModel) -> tuple[Model, Context, Hello]:
@@ -177,6 +187,7 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
         has_chat_template=model.chat_template is not None,
         library_build=build_name(),
         device=model.device_name,
+        fingerprint=_fingerprint(command, model, context),
         load_seconds=time.perf_counter() - started,
     )
     return model, context, hello

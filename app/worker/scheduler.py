@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from app.worker.budget import LEAST_CHUNK, StepBudget
+from app.worker.budget import LEAST_CHUNK, FixedBudget, StepBudget
 from app.worker.fair_shares import FairShares
 from app.worker.kv import common_prefix
 
@@ -43,7 +43,7 @@ class Schedule:
 class Scheduler:
     """The waiting and the running sequences."""
 
-    def __init__(self, cache: KvCache, batch_size: int, budget: StepBudget | None = None) -> None:
+    def __init__(self, cache: KvCache, batch_size: int, budget: StepBudget | FixedBudget | None = None) -> None:
         """Schedule onto the cache's slots, at most `batch_size` tokens a step (at least one a slot)."""
         if batch_size < len(cache.slots):
             raise ValueError(f"a batch of {batch_size} tokens is smaller than the {len(cache.slots)} slots")

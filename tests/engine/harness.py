@@ -26,9 +26,17 @@ class Harness:
     sent: list[msgspec.Struct] = field(default_factory=list)
     store: PrefixStore | None = None
     files: PrefixFiles | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
-        self.engine = Engine(self.model, self.context, self.sent.append, store=self.store, files=self.files)
+        self.engine = Engine(
+            self.model,
+            self.context,
+            self.sent.append,
+            store=self.store,
+            files=self.files,
+            deterministic=self.deterministic,
+        )
 
     def tokens(self, text: str) -> bytes:
         return self.model.vocabulary.tokenize(text).astype("<i4").tobytes()

@@ -63,6 +63,17 @@ def test_every_setting_has_a_flag_whose_help_names_its_variable() -> None:
         assert variable_name(field.name) in text.replace("\n", "")
 
 
+def test_a_switch_takes_no_value_as_a_flag_and_true_or_false_elsewhere() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = vars(parser.parse_args(["--deterministic"]))
+    assert resolve({"deterministic": flags["deterministic"]}, {}).settings.deterministic
+    assert resolve({}, {"LLM_DETERMINISTIC": "true"}).settings.deterministic
+    assert not resolve({}, {"LLM_DETERMINISTIC": "false"}).settings.deterministic
+    with pytest.raises(UsageError, match="LLM_DETERMINISTIC: 'perhaps' is wrong, it takes true or false"):
+        resolve({}, {"LLM_DETERMINISTIC": "perhaps"})
+
+
 def test_a_flag_that_is_not_given_leaves_no_trace() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from app.config import ServeSettings
-from app.errors import EngineCrashedError, EngineError, ModelFailedError, RequestError
+from app.errors import DeadlineExceededError, EngineCrashedError, EngineError, ModelFailedError, RequestError
 from app.messages import Sampling
 from app.observability.metrics import Metrics
 from app.pool.pool import Limits, Pool
@@ -49,7 +49,7 @@ TEXT = "hello()\nwhile True: receive()\n"
 
 
 @asynccontextmanager
-async def scripted(tmp_path: Path, script: str, limits: Limits | None = None) -> AsyncIterator[Pool]:
+async def scripted(tmp_path: Path, script: str, limits: Limits | None = None, **settings: Any) -> AsyncIterator[Pool]:
     folders = [tmp_path / "text-births", tmp_path / "worker-births"]
     commands = []
     for kind, folder, source in zip(("text", "worker"), folders, (TEXT, script), strict=True):
@@ -57,8 +57,14 @@ async def scripted(tmp_path: Path, script: str, limits: Limits | None = None) ->
         path = tmp_path / f"{kind}.py"
         path.write_text(CHILD + textwrap.dedent(source))
         commands.append([sys.executable, str(path), kind, str(folder)])
-    settings = ServeSettings(parallel=2, queue=1)
-    pool = Pool(settings, tmp_path, "scripted", Metrics(), limits=limits, commands=(commands[0], commands[1]))
+    pool = Pool(
+        ServeSettings(parallel=2, queue=1, **settings),
+        tmp_path,
+        "scripted",
+        Metrics(),
+        limits=limits,
+        commands=(commands[0], commands[1]),
+    )
     pool.spawn()
     try:
         await pool.start()
@@ -138,6 +144,33 @@ def test_trouble_of_one_sequence_ends_its_stream_alone(tmp_path: Path) -> None:
             text = pool._all_metrics.render().decode()
             assert 'request_failure_total{error_type="engine_error",model_name="scripted"} 1.0' in text
             assert 'request_success_total{finished_reason="stop",model_name="scripted"} 1.0' in text
+
+    run(scenario())
+
+
+def test_a_deadline_ends_what_waits_and_what_streams(tmp_path: Path) -> None:
+    script = """
+    hello()
+    receive()
+    receive()  # it is cancelled
+    streaming = receive().request
+    send(Accepted(streaming))
+    step(Piece(streaming, "a", 1))
+    while True:
+        receive()
+    """
+
+    async def scenario() -> None:
+        async with scripted(tmp_path, script, request_timeout=0.3) as pool:
+            await until(lambda: pool.state is PoolState.READY)
+            with pytest.raises(DeadlineExceededError, match=r"longer than the 0\.3 s"):
+                await pool.open(request())
+            generation = await pool.open(request())
+            updates = aiter(generation)
+            assert [update.piece.text for update in await anext(updates)] == ["a"]
+            with pytest.raises(DeadlineExceededError):
+                await anext(updates)
+            await generation.aclose()
 
     run(scenario())
 

@@ -62,7 +62,7 @@ COMMON: dict[str, Field] = {
         'an array of at most 8 strings of 1 to 40 bytes, default ["\\n", ":", "\\"", "*"]: no repetition across them'
     ),
     "logit_bias": _honoured("an object of at most 300 token ids (as strings) with a number from -100 to 100 each"),
-    "seed": _honoured("an integer of 64 bits; the same seed and request give the same answer"),
+    "seed": _honoured("an integer of 64 bits; the same draws from the same logits; see [determinism](determinism.md)"),
     "stop": _honoured("a string, or an array of at most 4; each of 1 to 256 bytes"),
     "n": _honoured("an integer from 1 to 8, default 1"),
     "stream": _honoured("true or false (default)"),

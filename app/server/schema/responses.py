@@ -166,6 +166,5 @@ def _whole(kind: str, identity: Identity, choices: list[dict[str, Any]], generat
 
 @lru_cache(maxsize=16)
 def _fingerprint(model: ModelInfo) -> str:
-    """Return what changes when the model's file or our version does, and with them perhaps the answers."""
-    seen = f"{version('pestle')}|{model.id}|{model.created}|{model.bytes}|{model.description}"
-    return "fp_" + hashlib.sha256(seen.encode()).hexdigest()[:12]
+    """Return what changes when anything does that answers depend on (docs/determinism.md)."""
+    return "fp_" + hashlib.sha256(f"{version('pestle')} {model.fingerprint}".encode()).hexdigest()[:12]

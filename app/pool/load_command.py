@@ -1,0 +1,38 @@
+"""From the settings to the first frame of a child."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.config import cache_folder, seconds
+from app.messages import LoadModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from app.config import ServeSettings
+
+_MIB = 1 << 20
+
+
+def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
+    """Return the frame. What is computed alone has one slot and keeps no prefixes."""
+    alone = settings.deterministic
+    return LoadModel(
+        path=str(model_file.absolute()),
+        slots=1 if alone else settings.parallel,
+        context_length=settings.ctx_size,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        device=settings.device,
+        gpu_layers=settings.gpu_layers,
+        itl_target=seconds(settings.itl_target),
+        kv_tokens=0 if alone else settings.kv_tokens,
+        prefix_memory_bytes=0 if alone else settings.cache_ram * _MIB,
+        prefix_disk_bytes=0 if alone else settings.cache_disk * _MIB,
+        prefix_folder=str(cache_folder(settings) / "prefixes"),
+        cache_type=settings.cache_type,
+        flash_attention=settings.flash_attn,
+        micro_batch_size=settings.ubatch_size,
+        deterministic=alone,
+    )
