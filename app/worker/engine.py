@@ -174,7 +174,7 @@ class Engine:
         memory = self._context.memory
         for sequence, placement in admitted:
             index = placement.slot.index
-            self._prefixes.rescue(placement)
+            self._prefixes.rescue(placement, self._scheduler.budget.prompt_token_seconds)
             if restored := self._prefixes.restore(sequence, placement):
                 self._scheduler.set_prefix(sequence, restored)
             else:

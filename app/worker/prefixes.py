@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.worker.prefix_store import PrefixStore, StoredPrefix
@@ -17,6 +18,35 @@ if TYPE_CHECKING:
 
 _WORTH_RESTORING = 64  # tokens beyond what is in the context already
 _LEAST_TOKENS_ON_DISK = 512
+_SAVED_FOR_ONE_USED = 8  # states that may be saved in vain for one that is of use
+_SEEN_AGAIN = 100
+_WEIGHT_OF_NEWEST = 0.3
+
+
+class SavingCost:
+    """Whether keeping a state pays: computing its tokens again must take several times as long as saving it.
+
+    On a CPU that is so by far; a GPU computes about as fast as it copies to the host.
+    """
+
+    def __init__(self) -> None:
+        self._token_seconds: float | None = None
+        self._passed_over = 0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Learn from a state that was saved."""
+        newest = seconds / tokens
+        old = self._token_seconds
+        self._token_seconds = newest if old is None else old + _WEIGHT_OF_NEWEST * (newest - old)
+
+    def pays(self, compute_seconds: float | None) -> bool:
+        """Tell whether to save, given the time that a prompt's token takes; now and then in any case, to learn."""
+        if self._token_seconds is None or compute_seconds is None:
+            return True
+        if compute_seconds >= _SAVED_FOR_ONE_USED * self._token_seconds:
+            return True
+        self._passed_over += 1
+        return self._passed_over % _SEEN_AGAIN == 0
 
 
 class PrefixLoaded(NamedTuple):
@@ -41,6 +71,7 @@ class Prefixes:
         self._store = store
         self._files = files
         self._loaded = loaded
+        self._cost = SavingCost()
         self._waiting: dict[int, list[Sequence]] = {}  # by entry
         for entry in files.known() if files else ():
             store.add(entry)
@@ -66,13 +97,15 @@ class Prefixes:
         for sequence in self._waiting.pop(id(entry), ()):
             sequence.awaits_state = None
 
-    def rescue(self, placement: Placement) -> None:
-        """Keep what a slot still holds and is about to lose."""
-        tokens = placement.evicted
-        if self._store.keeps_states and self._store.is_wanted(
-            tokens, placement.evicted_scope, placement.evicted_elsewhere
-        ):
-            self._store.add(self._saved(placement.slot.index, tokens, placement.evicted_scope)[0])
+    def rescue(self, placement: Placement, compute_seconds: float | None) -> None:
+        """Keep what a slot still holds and is about to lose, if it pays; a prompt's token takes so many seconds."""
+        tokens, scope = placement.evicted, placement.evicted_scope
+        if not self._store.keeps_states or not len(tokens):
+            return
+        if self._store.is_wanted(tokens, scope, placement.evicted_elsewhere) and self._cost.pays(compute_seconds):
+            started = time.perf_counter()
+            self._store.add(self._saved(placement.slot.index, tokens, scope)[0])
+            self._cost.observe(len(tokens), time.perf_counter() - started)
 
     def restore(self, sequence: Sequence, placement: Placement) -> int:
         """Put a stored prefix into the slot if it is worth it; return its tokens there, 0 if the slot is unchanged."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from app.worker.prefix_store import LEAST_TOKENS, PrefixStore, StoredPrefix
+from app.worker.prefixes import SavingCost
 
 
 def tokens(count: int, first: int = 0) -> np.ndarray:
@@ -86,3 +87,13 @@ def test_what_differs_little_from_what_is_kept_is_not_wanted() -> None:
     uncut = PrefixStore(1000, can_rewind=False)
     uncut.add(entry(1900))
     assert uncut.is_wanted(known, "")
+
+
+def test_saving_pays_where_computing_again_takes_several_times_as_long() -> None:
+    cost = SavingCost()
+    assert cost.pays(1e-6)
+    cost.observe(1000, 0.01)
+    assert cost.pays(1e-4)
+    assert not cost.pays(7e-5)
+    assert cost.pays(None)
+    assert sum(cost.pays(1e-6) for _ in range(1000)) == 10

@@ -49,20 +49,30 @@ def edit(
     for index, mask in enumerate(masks or ()):
         if mask is not None:
             apply_mask(logits[index], mask)
+    own = [(row, *pair) for row, pair in enumerate(zip(samplers, histories, strict=True)) if pair[0].edits]
+    _forbid(logits, own)
     penalized = []
-    for index, (sampler, history) in enumerate(zip(samplers, histories, strict=True)):
-        if not sampler.edits:
-            continue
-        for tokens in sampler.forbidden(len(history)):
-            logits[index, tokens] = _MINUS_INFINITY
+    for row, sampler, history in own:
         if len(sampler.bias_ids):
-            logits[index, sampler.bias_ids] += sampler.biases
+            logits[row, sampler.bias_ids] += sampler.biases
         if sampler.penalties:
             sampler.penalties.occurred.follow(history)
-            penalized.append((index, sampler.penalties))
+            penalized.append((row, sampler.penalties))
     if penalized:
         penalize(logits, *zip(*penalized, strict=True))
-    for index, (sampler, history) in enumerate(zip(samplers, histories, strict=True)):
+    for row, sampler, history in own:
         if sampler.dry:
             ids, amounts = sampler.dry.penalties(history)
-            logits[index, ids] -= amounts
+            logits[row, ids] -= amounts
+
+
+def _forbid(logits: Floats, own: list[tuple[int, TokenSampler, Tokens]]) -> None:
+    """Make impossible what must not be drawn; most rows have the very same list of tokens, and are changed together."""
+    rows_of: dict[int, list[int]] = {}
+    lists: dict[int, Tokens] = {}
+    for row, sampler, history in own:
+        for tokens in sampler.forbidden(len(history)):
+            lists[id(tokens)] = tokens
+            rows_of.setdefault(id(tokens), []).append(row)
+    for key, rows in rows_of.items():
+        logits[np.array(rows)[:, None], lists[key]] = _MINUS_INFINITY

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_WORTH_A_THREAD = 400_000  # logits; fewer take less time than waking a thread
-_MOST_THREADS = 8
+# Measured on 16 cores: 32 rows of 49,152 logits are slower on any number of threads, which wait for the interpreter
+# between numpy's short loops; 32 rows of 128,256 take two thirds of the time on two or three, and more again on eight.
+_WORTH_A_THREAD = 1_500_000  # logits
+_MOST_THREADS = 4
 
 
 class RowThreads:
