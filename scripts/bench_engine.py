@@ -41,7 +41,7 @@ class Load:
     pestle: str = ""
     greatest: dict[str, float] | None = None
     file: str = ""
-    """The type of the default model that it wants, if not the one that is given."""
+    """The type of the default model that it wants, if not the usual one."""
 
 
 # An array that 64 tokens do not complete. No blanks: the arguments are split there.
@@ -112,6 +112,7 @@ CUDA_8B = CUDA | {
 }
 _ON_CUDA = ("--device cuda --flash-attn on --batch-size 2048", "-ngl 99 -fa on")
 DEVICES = {"cpu": (CPU, "", ""), "cuda": (CUDA, *_ON_CUDA), "cuda-8b": (CUDA_8B, *_ON_CUDA)}
+USUAL_TYPE = "q4_1"  # of the embedded model: as it came
 COLUMNS = ("load", "figure", "Pestle", "llama-server", "ratio", "spread", "floor")
 
 
@@ -158,8 +159,7 @@ def measured(load: Load, arguments: argparse.Namespace) -> tuple[list[list[str]]
     command += [f"--pestle-args={ours} {load.pestle}", f"--llama-args={theirs}"]
     if arguments.pestle:
         command += ["--pestle", arguments.pestle]
-    if model := file_of(load, arguments):
-        command += ["--model", str(model)]
+    command += ["--model", str(file_of(load, arguments))]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found = {row["figure"]: row for row in json.loads(result.stdout)["comparison"]}
     lines: list[list[str]] = []
@@ -189,17 +189,18 @@ def line(row: dict[str, Any], load: Load, figure: str) -> tuple[list[str], bool]
     ], reached
 
 
-def file_of(load: Load, arguments: argparse.Namespace) -> Path | None:
-    """Return the GGUF that a load is run with, made if need be; None for the generator's own default."""
-    if not load.file:
-        given: Path | None = arguments.model
+def file_of(load: Load, arguments: argparse.Namespace) -> Path:
+    """Return the GGUF that a load is run with, the embedded model's if none is given; it is made if need be."""
+    given: Path | None = arguments.model
+    if given and not load.file:
         return given
+    name = load.file or USUAL_TYPE
     rebuilt = subprocess.run(
         [sys.executable, str(SCRIPTS / "rebuild_default_checkpoint.py")], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
-    out = Path(rebuilt).parent / f"{Path(rebuilt).name}-{load.file.upper()}.gguf"
+    out = Path(rebuilt).parent / f"{Path(rebuilt).name}-{name.upper()}.gguf"
     if not out.exists():
-        command = [sys.executable, "-P", "-m", "quantize", rebuilt, "--type", load.file, "--out", str(out)]
+        command = [sys.executable, "-P", "-m", "quantize", rebuilt, "--type", name, "--out", str(out)]
         subprocess.run([*command, "--no-measure", "--format", "quiet"], check=True)
     return out
 
@@ -213,7 +214,7 @@ def section(rows: list[list[str]], arguments: argparse.Namespace) -> str:
     """Return the page's section as Markdown."""
     _, ours, theirs = DEVICES[arguments.device]
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    model = arguments.model.name if arguments.model else "SmolLM2-135M-Instruct, Q8_0"
+    model = arguments.model.name if arguments.model else f"SmolLM2-135M-Instruct, {USUAL_TYPE.upper()}"
     extra = f"; Pestle with `{ours}`, llama-server with `{theirs}`" if ours else ""
     lines = [heading(arguments), "", *(f"| {' | '.join(cells)} |" for cells in table), ""]
     lines.append(
