@@ -16,7 +16,7 @@ PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine prove-grammars clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine prove-scheduler prove-grammars clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,15 +63,23 @@ faults-quantize: $(DEV) ## kill quantizations at their system calls, fill their 
 oracle-imatrix: $(DEV) ## compare importance matrices with llama-imatrix's (its folder in LLAMA_TOOLS)
 	@$(PYTHON) scripts/oracle_imatrix.py --quality
 
+# Each part is run, whatever the one before it found; then the worst counts.
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
-	@$(PYTHON) scripts/bench_quantize.py --write docs/benchmarks.md
-	@$(PYTHON) scripts/bench_together.py
-	@$(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5
-	@$(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5
+	@status=0; \
+	  $(PYTHON) scripts/bench_quantize.py --write docs/benchmarks.md || status=$$?; \
+	  $(PYTHON) scripts/bench_together.py || status=$$?; \
+	  $(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5 || status=$$?; \
+	  $(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5 || status=$$?; \
+	  exit $$status
 
 bench-engine: $(DEV) ## measure the engine against llama-server (LLAMA_SERVER) under every load: RUNS=5 LOADS="1-stream mixed"
-	@$(PYTHON) scripts/bench_engine.py --runs $(or $(RUNS),5) $(foreach load,$(LOADS),--load $(load)) --write docs/benchmarks.md
-	@$(PYTHON) scripts/bench_restart.py
+	@status=0; \
+	  $(PYTHON) scripts/bench_engine.py --runs $(or $(RUNS),5) $(foreach load,$(LOADS),--load $(load)) --write docs/benchmarks.md || status=$$?; \
+	  $(PYTHON) scripts/bench_restart.py || status=$$?; \
+	  exit $$status
+
+prove-scheduler: $(DEV) ## try 100,000 random histories of the scheduler
+	@PESTLE_SCHEDULES=100000 $(PYTHON) -m pytest -q tests/property/test_scheduler.py
 
 bounds: $(DEV) ## prove the bounds of memory and reading on large random checkpoints, inside 1 GiB
 	@$(PYTHON) scripts/prove_bounds.py

@@ -110,10 +110,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             parser.add_argument(
                 flag_name(field.name),
-                action="store_const",
-                const="true",
+                action=argparse.BooleanOptionalAction,
                 default=argparse.SUPPRESS,
-                help=f"{meta.description} ({name}=true)",
+                help=f"{meta.description} (default: no; {name}=true)",
             )
             continue
         parser.add_argument(

@@ -100,9 +100,14 @@ def run_with_cards(
             reporter.notes([f"measured against {temporary.path}, which goes away at the end"])
         targets = [*outs, temporary.path] if temporary else outs
         results = run_all(
-            prepared, targets, threads=threads, progress=reporter.progress, with_losses=measured, resume=resume
+            prepared,
+            targets,
+            threads=threads,
+            progress=reporter.progress,
+            proven=reporter.notes,
+            with_losses=measured,
+            resume=resume,
         )
-        reporter.notes(prepared.prove())
         finished = _with_cards(prepared, results[: len(outs)], files, hashed=measured)
         with _files_stay(each.result.path for each in finished):
             for each in finished:

@@ -189,13 +189,15 @@ def run_all(
     *,
     threads: int | None = None,
     progress: Progress | None = None,
+    proven: Callable[[tuple[str, ...]], None] = lambda _notes: None,
     with_losses: bool = False,
     resume: bool = False,
 ) -> list[Result]:
     """Carry all plans out in one read of the source. The files get their names when all of them are whole.
 
-    `with_losses` also finds what each tensor loses. `resume` goes on where a run that was killed had come to, and lets
-    an interrupted one be gone on with. The card of a file that is replaced goes with it.
+    `proven` hears what people should know of the tokenizer, before any weight is read. `with_losses` also finds what
+    each tensor loses. `resume` goes on where a run that was killed had come to, and lets an interrupted one be gone on
+    with. The card of a file that is replaced goes with it.
     """
     began = time.monotonic()
     outs = [out.absolute() for out in outs]
@@ -228,7 +230,7 @@ def run_all(
             stack.enter_context(target)
         stack.enter_context(contextlib.closing(pieces_of_slabs))
         stack.callback(prepared.close)
-        prepared.prove()  # before any weight is read, or fetched
+        proven(prepared.prove())  # before any weight is read, or fetched
         for slabs, pieces in pieces_of_slabs:
             for target, slab, data in zip(targets, slabs, pieces, strict=True):
                 target.write(slab, data)

@@ -207,7 +207,7 @@ def file_of(load: Load, arguments: argparse.Namespace) -> Path:
 
 def heading(arguments: argparse.Namespace) -> str:
     """Return the heading of the page's section."""
-    return "## Engine, CPU" if arguments.device == "cpu" else "## Engine, GPU"
+    return {"cpu": "## Engine, CPU", "cuda": "## Engine, GPU, 1B", "cuda-8b": "## Engine, GPU, 8B"}[arguments.device]
 
 
 def section(rows: list[list[str]], arguments: argparse.Namespace) -> str:

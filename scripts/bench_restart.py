@@ -65,9 +65,12 @@ def first_token(model: Path, arguments: argparse.Namespace, cache: str, prompt: 
         answer = connection.getresponse()
         if answer.status != http.client.OK:
             raise RuntimeError(f"the server answered {answer.status}: {answer.read().decode()}")
-        while not answer.readline().startswith(b"data: "):
-            pass
+        while not (line := answer.readline()).startswith(b"data: "):
+            if not line:
+                raise RuntimeError("the stream ended before its first event")
         seconds = time.perf_counter() - started
+        if b'"error"' in line:
+            raise RuntimeError(f"the stream began with an error: {line.decode()}")
         answer.read()
         connection.close()
         wait_until_still(Path(cache))

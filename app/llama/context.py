@@ -117,9 +117,13 @@ class Context(Handle):
         explanation = _EXPLANATIONS.get(code, "an unknown failure")
         raise DecodeError(f"llama_decode returned {code}: {explanation}\n{log_tail.summary()}".rstrip())
 
+    def state_bytes(self, sequence: int) -> int:
+        """Return how many bytes `save_sequence` would return."""
+        return int(self._llama.llama_state_seq_get_size(self.pointer, sequence))
+
     def save_sequence(self, sequence: int) -> npt.NDArray[np.uint8]:
         """Return a copy of what the memory holds of a sequence, for `restore_sequence` of such a context."""
-        size = self._llama.llama_state_seq_get_size(self.pointer, sequence)
+        size = self.state_bytes(sequence)
         state = np.empty(size, np.uint8)
         written = self._llama.llama_state_seq_get_data(self.pointer, _bytes_of(state), size, sequence)
         return state[:written]

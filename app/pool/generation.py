@@ -80,11 +80,16 @@ class Generation:
         self.completion_tokens -= buffer.completion_tokens
         self._buffers[index] = _ChoiceBuffer()
 
-    def fail(self, error: PestleError) -> None:
-        """End the stream with this error, after the pieces that are already here. The first error stays."""
-        if self.error is None and self._unfinished:
-            self.error = error
-            self._wake()
+    def fail(self, error: PestleError) -> bool:
+        """End the stream with this error, after the pieces that are already here; returns whether it does.
+
+        The first error stays, and what is complete stays complete.
+        """
+        if self.error is not None or not self._unfinished:
+            return False
+        self.error = error
+        self._wake()
+        return True
 
     def listen(self, shortcut: Callable[[], bool]) -> None:
         """Have `shortcut` called for a piece, if the reader waits for one, before the reader is woken.

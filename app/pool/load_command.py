@@ -21,7 +21,7 @@ def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
     return LoadModel(
         path=str(model_file.absolute()),
         slots=1 if alone else settings.parallel,
-        context_length=settings.ctx_size,
+        context_length=_context_length(settings),
         threads=settings.threads,
         batch_size=settings.batch_size,
         device=settings.device,
@@ -36,3 +36,10 @@ def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
         micro_batch_size=settings.ubatch_size,
         deterministic=alone,
     )
+
+
+def _context_length(settings: ServeSettings) -> int:
+    """Return the tokens of a slot, 0 for what the model knows; `kv_tokens` bounds it, also when there is one slot."""
+    if settings.ctx_size and settings.kv_tokens:
+        return min(settings.ctx_size, settings.kv_tokens)
+    return settings.ctx_size or settings.kv_tokens

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -50,9 +51,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     breaker: Breaker = Breaker()
 
 
-class _Open(NamedTuple):
+@dataclasses.dataclass(slots=True)
+class _Open:
     permits: int
-    deadline: asyncio.TimerHandle | None
+    deadline: asyncio.TimerHandle | None = None
 
 
 class Pool:
@@ -213,9 +215,9 @@ class Pool:
             self._count_failure(error)
             raise
         generation = Generation(self, len(request.prompts), request.n)
-        self._open[generation] = _Open(permits, self._deadline(generation))
+        opened = self._open[generation] = _Open(permits)
         try:
-            await self._begin(generation, request)
+            await self._begin_in_time(opened, generation, request)
         except BaseException as error:
             if isinstance(error, PestleError) and generation.error is None:
                 self._count_failure(error)
@@ -223,11 +225,20 @@ class Pool:
             raise
         return generation
 
-    def _deadline(self, generation: Generation) -> asyncio.TimerHandle | None:
+    async def _begin_in_time(self, opened: _Open, generation: Generation, request: GenerationRequest) -> None:
+        """Begin, and see to it that the whole request ends in time. Raises DeadlineExceededError, too."""
         if not (seconds := self._request_timeout):
-            return None
+            await self._begin(generation, request)
+            return
         error = DeadlineExceededError(f"the request took longer than the {seconds:g} s that this server allows")
-        return asyncio.get_running_loop().call_later(seconds, self._worker.fail, generation, error)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._begin(generation, request)
+        except TimeoutError:
+            raise error from None
+        opened.deadline = loop.call_at(deadline, self._worker.fail, generation, error)
 
     async def _begin(self, generation: Generation, request: GenerationRequest) -> None:
         admitted = time.monotonic()
@@ -269,8 +280,9 @@ class Pool:
         self, request: GenerationRequest, tokens: bytes, budget: int, k: int, grammar: str | None
     ) -> Generate:
         sampling = request.sampling
-        if sampling.seed is not None and k:
-            sampling = msgspec.structs.replace(sampling, seed=sampling.seed + k)
+        seed = 0 if sampling.seed is None and self._load.deterministic else sampling.seed
+        if seed is not None:
+            sampling = msgspec.structs.replace(sampling, seed=seed + k)
         return Generate(
             request=next(self._request_numbers),
             prompt=tokens,

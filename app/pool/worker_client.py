@@ -77,8 +77,7 @@ class WorkerClient:
 
     def fail(self, generation: Generation, error: PestleError) -> None:
         """End a generation with an error; what still runs of it is cancelled."""
-        if generation.error is None:
-            generation.fail(error)
+        if generation.fail(error):
             self._metrics.failure(error.code or error.type)
         self.drop(generation)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from litestar.response import Response
 
 from app.errors import PestleError
+from app.observability import logging
 from app.pool.generation import Generation
 from app.server import sse
 from app.server.disconnect import unless_gone
@@ -103,7 +104,9 @@ def _pass_on(generation: Generation, chunks: sse.Chunks, exchange: Exchange) -> 
         if events := chunks.encode(generation.take()):
             exchange.send_part_at_once(events)
     except Exception as error:  # must not reach the worker's link, which is everybody's
+        token = logging.request_id.set(exchange.request_id)
         generation.fail(unexpected(error))
+        logging.request_id.reset(token)
         return False
     return True
 

@@ -88,7 +88,7 @@ class StepBudget:
         if self.prompt_token_seconds is not None:
             return max(self.prompt_token_seconds, 1e-9)
         if self._stream_seconds is not None:
-            return self._stream_seconds / _GUESSED_SPEEDUP
+            return max(self._stream_seconds, 1e-9) / _GUESSED_SPEEDUP
         return _LONGEST_SECONDS / LEAST_CHUNK
 
 

@@ -139,9 +139,11 @@ class KvCache:
         return common if common == slot.length < len(known) else 0
 
     def _held_elsewhere(self, slot: Slot, evicted: Tokens) -> int:
-        if not len(evicted):
+        if not len(evicted) or self.capacity is not None:  # in one store, all idle slots may be emptied at once
             return 0
         others = (other for other in self.slots if other is not slot and other.scope == slot.scope)
+        if not self.can_rewind:  # a longer one is of no use
+            others = (other for other in others if other.length == len(evicted))
         longest = max((common_prefix(other.tokens[: other.length], evicted) for other in others), default=0)
         return longest if self.can_rewind or longest == len(evicted) else 0
 

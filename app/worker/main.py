@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,9 +144,16 @@ def _prefix_files(command: LoadModel) -> PrefixFiles | None:
 def _fingerprint(command: LoadModel, model: Model, context: Context) -> str:
     """Return what changes with anything that answers depend on (docs/determinism.md)."""
     together = "alone" if command.deterministic else f"{context.slots} slots, shared {context.shared_tokens}"
-    settings = (command.cache_type, command.flash_attention, str(context.batch_size), str(context.micro_batch_size))
-    threads = str(thread_count(command.threads))  # flash attention divides sums among them
-    return model_identity(Path(command.path), build_name(), model.device_name, *settings, threads, together)
+    numbers = (
+        thread_count(command.threads),  # flash attention divides sums among them
+        context.context_length,  # on which scaled rotary embeddings depend
+        context.batch_size,
+        context.micro_batch_size,
+        command.gpu_layers,
+    )
+    libraries = (version(name) for name in ("numpy", "llguidance", "jinja2"))
+    settings = (command.cache_type, command.flash_attention, *map(str, numbers), *libraries, together)
+    return model_identity(Path(command.path), build_name(), model.device_name, *settings)
 
 
 def load(command: LoadModel) -> tuple[Model, Context, Hello]:

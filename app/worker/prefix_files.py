@@ -7,10 +7,12 @@ damaged is never used, and removed. The folder is its user's alone; the oldest f
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import queue
+import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _SUFFIX = ".prefix"
 _PART = ".part"
 _LONGEST_HEAD = 1 << 24
+_FILE_OF_SEVERAL = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -120,15 +123,24 @@ class PrefixFiles:
 def model_identity(path: Path, *others: str) -> str:
     """Return a name for a model file's content with a library build and settings: equal only if states fit.
 
-    Of a large file, pieces that are spread over it are looked at.
+    Of a large file, pieces that are spread over it are looked at; of one in parts, all parts.
     """
-    size = path.stat().st_size
-    digest = hashlib.sha256("\n".join((str(size), *others)).encode())
-    with path.open("rb") as file:
-        for number in range(_SAMPLES):
-            file.seek(max(size - _SAMPLE_BYTES, 0) * number // max(_SAMPLES - 1, 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+    digest = hashlib.sha256("\n".join(others).encode())
+    for part in _parts(path):
+        size = part.stat().st_size
+        digest.update(f"\n{size}\n".encode())
+        with part.open("rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(max(size - _SAMPLE_BYTES, 0) * number // max(_SAMPLES - 1, 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:32]
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the files of a model, `NAME-00001-of-00003.gguf` and its fellows, or the one there is."""
+    if (match := _FILE_OF_SEVERAL.search(path.name)) is None:
+        return [path]
+    return sorted(path.parent.glob(f"{glob.escape(path.name[: match.start()])}-?????-of-{match[1]}.gguf"))
 
 
 def _read_head(file: Any) -> dict[str, Any]:

@@ -30,20 +30,20 @@ class SavingCost:
     """
 
     def __init__(self) -> None:
-        self._token_seconds: float | None = None
+        self._byte_seconds: float | None = None
         self._passed_over = 0
 
-    def observe(self, tokens: int, seconds: float) -> None:
+    def observe(self, nbytes: int, seconds: float) -> None:
         """Learn from a state that was saved."""
-        newest = seconds / tokens
-        old = self._token_seconds
-        self._token_seconds = newest if old is None else old + _WEIGHT_OF_NEWEST * (newest - old)
+        newest = seconds / max(nbytes, 1)
+        old = self._byte_seconds
+        self._byte_seconds = newest if old is None else old + _WEIGHT_OF_NEWEST * (newest - old)
 
-    def pays(self, compute_seconds: float | None) -> bool:
-        """Tell whether to save, given the time that a prompt's token takes; now and then in any case, to learn."""
-        if self._token_seconds is None or compute_seconds is None:
+    def pays(self, nbytes: int, compute_seconds: float | None) -> bool:
+        """Tell whether to save so much, given the time to compute it again; now and then in any case, to learn."""
+        if self._byte_seconds is None or compute_seconds is None:
             return True
-        if compute_seconds >= _SAVED_FOR_ONE_USED * self._token_seconds:
+        if compute_seconds >= _SAVED_FOR_ONE_USED * self._byte_seconds * nbytes:
             return True
         self._passed_over += 1
         return self._passed_over % _SEEN_AGAIN == 0
@@ -97,15 +97,19 @@ class Prefixes:
         for sequence in self._waiting.pop(id(entry), ()):
             sequence.awaits_state = None
 
-    def rescue(self, placement: Placement, compute_seconds: float | None) -> None:
+    def rescue(self, placement: Placement, token_seconds: float | None) -> None:
         """Keep what a slot still holds and is about to lose, if it pays; a prompt's token takes so many seconds."""
-        tokens, scope = placement.evicted, placement.evicted_scope
+        index, tokens, scope = placement.slot.index, placement.evicted, placement.evicted_scope
         if not self._store.keeps_states or not len(tokens):
             return
-        if self._store.is_wanted(tokens, scope, placement.evicted_elsewhere) and self._cost.pays(compute_seconds):
+        if not self._store.is_wanted(tokens, scope, placement.evicted_elsewhere):
+            return
+        compute_seconds = None if token_seconds is None else token_seconds * len(tokens)
+        if self._cost.pays(self._context.state_bytes(index), compute_seconds):
             started = time.perf_counter()
-            self._store.add(self._saved(placement.slot.index, tokens, scope)[0])
-            self._cost.observe(len(tokens), time.perf_counter() - started)
+            entry, state = self._saved(index, tokens, scope)
+            self._cost.observe(len(state), time.perf_counter() - started)
+            self._store.add(entry)
 
     def restore(self, sequence: Sequence, placement: Placement) -> int:
         """Put a stored prefix into the slot if it is worth it; return its tokens there, 0 if the slot is unchanged."""

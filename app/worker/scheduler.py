@@ -127,7 +127,8 @@ class Scheduler:
         turn_of_prompts = bool(prompts) and (self._prompts_are_next or not decoding)
         self._prompts_are_next = not turn_of_prompts
         if turn_of_prompts:
-            bounds = self.budget.prompt_bounds(undisturbed=not decoding)
+            # a stream whose grammar's mask is late is neither: it has nothing to compute, and waits all the same
+            bounds = self.budget.prompt_bounds(undisturbed=len(prompts) == len(self.running))
             budget, room = (min(self._batch_size, bound) for bound in bounds)
             counts = _share(sorted(prompts, key=self._soonest_done), prompts[0], budget, room)
         else:

@@ -1,6 +1,6 @@
 """What must hold after any history of requests, steps, cancellations and shortages.
 
-`PESTLE_SCHEDULES` says how many random histories to try (`make bench-engine` tries 100,000).
+`PESTLE_SCHEDULES` says how many random histories to try (`make prove-scheduler` tries 100,000).
 """
 
 from __future__ import annotations

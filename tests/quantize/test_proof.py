@@ -14,6 +14,7 @@ import pytest
 from app.errors import TokenizerError
 from app.models.gguf import read_header
 from quantize import pretokenizers
+from quantize.checkpoint import Checkpoint
 from quantize.header import KeyTable, Value
 from quantize.pipeline import prepare, quantize
 from quantize.pretokenizers import pre_tokenizer_name
@@ -227,6 +228,20 @@ def test_a_mismatch_leaves_no_file(tmp_path: Path, quantize_command: Callable[..
     finished = quantize_command(source.folder, "--type", "q8_0", "--no-measure", "--out", out)
     assert finished.returncode == 3
     assert not out.exists()
+
+
+def test_no_weight_is_read_before_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make(tmp_path, normalizer=None)
+    path = source.folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"].append("z e")  # makes no token
+    path.write_text(json.dumps(content))
+    read: list[str] = []
+    monkeypatch.setattr(Checkpoint, "read_into", lambda _self, tensor, *_: read.append(tensor.name))
+    with pytest.raises(TokenizerError, match="tokenizers library cannot read it"):
+        quantize(source.folder, "q8_0", tmp_path / "out.gguf")
+    assert read == []
+    assert list(tmp_path.glob("*out.gguf*")) == []
 
 
 def test_dry_run_waits_for_the_proof(tmp_path: Path, quantize_command: Callable[..., Any]) -> None:

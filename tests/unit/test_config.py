@@ -68,6 +68,8 @@ def test_a_switch_takes_no_value_as_a_flag_and_true_or_false_elsewhere() -> None
     add_flags(parser)
     flags = vars(parser.parse_args(["--deterministic"]))
     assert resolve({"deterministic": flags["deterministic"]}, {}).settings.deterministic
+    no = {"deterministic": vars(parser.parse_args(["--no-deterministic"]))["deterministic"]}
+    assert not resolve(no, {"LLM_DETERMINISTIC": "true"}).settings.deterministic
     assert resolve({}, {"LLM_DETERMINISTIC": "true"}).settings.deterministic
     assert not resolve({}, {"LLM_DETERMINISTIC": "false"}).settings.deterministic
     with pytest.raises(UsageError, match="LLM_DETERMINISTIC: 'perhaps' is wrong, it takes true or false"):

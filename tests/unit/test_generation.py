@@ -175,3 +175,39 @@ def test_accepted_means_every_choice() -> None:
             await refused.accepted()
 
     run(scenario())
+
+
+def test_a_shortcut_takes_pieces_that_the_reader_waits_for_but_not_the_last() -> None:
+    async def scenario() -> None:
+        generation = Generation(Owner(), 1, 1)
+        taken: list[str] = []
+        open_road = True
+
+        def shortcut() -> bool:
+            if open_road:
+                taken.extend(update.piece.text for update in generation.take())
+            return open_road
+
+        generation.listen(shortcut)
+        generation.push(0, piece("a", 1))  # nobody waits yet
+        reading = asyncio.create_task(everything(generation))
+        await asyncio.sleep(0.001)
+        generation.push(0, piece("b", 2))
+        open_road = False
+        generation.push(0, piece("c", 3))
+        open_road = True
+        generation.push(0, piece("d", 4))  # the reader is awake and has not taken the one before yet
+        await asyncio.sleep(0.001)
+        generation.push(0, piece("e", 5, "stop"))
+        read = [updates[0].piece.text for updates in await reading]
+        assert (taken, read) == (["b", "cd"], ["a", "e"])
+        assert generation.delivered
+
+    run(scenario())
+
+
+def test_a_complete_answer_cannot_fail_any_more() -> None:
+    generation = Generation(Owner(), 1, 1)
+    generation.push(0, piece("a", 1, "stop"))
+    assert not generation.fail(EngineCrashedError("too late"))
+    assert generation.error is None

@@ -90,3 +90,12 @@ def test_a_placement_says_how_much_of_what_it_evicts_another_slot_holds() -> Non
     placement = cache.take(tokens(50, 51), 2)
     assert placement.evicted.tolist() == [1, 2, 3, 4]
     assert placement.evicted_elsewhere == 3
+
+
+@pytest.mark.parametrize(("other", "elsewhere"), [((1, 2, 3, 4), 4), ((1, 2, 3, 4, 5), 0), ((1, 2, 3), 0)])
+def test_what_cannot_be_cut_is_held_elsewhere_only_as_it_is(other: tuple[int, ...], elsewhere: int) -> None:
+    cache = KvCache(2, can_rewind=False)
+    for values in ((1, 2, 3, 4), other):
+        cache.take(tokens(*values), len(values)).slot.length = len(values)
+    cache.release(cache.slots[0])
+    assert cache.take(tokens(50, 51), 2).evicted_elsewhere == elsewhere

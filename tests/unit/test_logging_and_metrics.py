@@ -65,7 +65,7 @@ def test_every_promised_metric_is_there_and_labelled() -> None:
     metrics = Metrics()
     model = metrics.model("tiny")
     assert metrics.model("tiny") is model
-    model.inter_token_latency.observe(0.008)
+    model.observe_token(0.008)
     model.success("stop")
     model.failure("queue_full")
     metrics.set_build("1.2.3", "llama.cpp x", "CPU")
@@ -111,3 +111,21 @@ def test_the_workers_state_becomes_gauges_and_counters() -> None:
     model.worker_gone()
     model.observe_load(Load(0, 0, 0, 100, 0, 0, 2, 0.01))  # a fresh worker counts from zero
     assert 'pestle_num_preemptions_total{model_name="tiny"} 3.0' in metrics.render().decode()
+
+
+def test_what_was_collected_is_neither_lost_nor_stale() -> None:
+    metrics = Metrics()
+    model = metrics.model("tiny")
+    for _ in range(100):
+        model.observe_token(0.008)
+    model.observe_load(Load(3, 2, 25, 100, 64, 3, 0, 0.01))
+    model.worker_gone()
+    text = metrics.render().decode()
+    assert 'pestle_inter_token_latency_seconds_count{model_name="tiny"} 100.0' in text
+    assert 'pestle_generation_tokens_total{model_name="tiny"} 3.0' in text
+    assert 'pestle_num_requests_running{model_name="tiny"} 0.0' in text
+    model.observe_load(Load(1, 1, 25, 100, 64, 3, 0, 0.01))
+    model.idle()
+    text = metrics.render().decode()
+    assert 'pestle_generation_tokens_total{model_name="tiny"} 6.0' in text
+    assert 'pestle_num_requests_waiting{model_name="tiny"} 0.0' in text

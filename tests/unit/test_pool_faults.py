@@ -18,8 +18,9 @@ from app.config import ServeSettings
 from app.errors import DeadlineExceededError, EngineCrashedError, EngineError, ModelFailedError, RequestError
 from app.messages import Sampling
 from app.observability.metrics import Metrics
+from app.pool.load_command import load_command
 from app.pool.pool import Limits, Pool
-from app.pool.request import GenerationRequest, PoolState, TokenPrompt
+from app.pool.request import GenerationRequest, PoolState, TextPrompt, TokenPrompt
 
 CHILD = """
 import os, socket, sys, time
@@ -261,3 +262,22 @@ def test_output_without_line_breaks_is_bounded(tmp_path: Path) -> None:
             assert "last" in (pool.failure or "")
 
     run(scenario())
+
+
+def test_a_deadline_also_ends_what_is_still_being_rendered(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with scripted(tmp_path, "hello()\nwhile True: receive()\n", request_timeout=0.3) as pool:
+            await until(lambda: pool.state is PoolState.READY)
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceededError):
+                await pool.open(request(prompts=[TextPrompt("never rendered")]))
+            assert time.monotonic() - started < 2
+
+    run(scenario())
+
+
+def test_what_is_computed_alone_gets_one_slot_and_keeps_no_prefixes(tmp_path: Path) -> None:
+    settings = ServeSettings(parallel=4, kv_tokens=512, ctx_size=0, cache_disk=10, deterministic=True)
+    command = load_command(settings, tmp_path / "model.gguf")
+    assert (command.slots, command.kv_tokens, command.context_length, command.deterministic) == (1, 0, 512, True)
+    assert (command.prefix_memory_bytes, command.prefix_disk_bytes) == (0, 0)

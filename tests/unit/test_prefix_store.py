@@ -91,9 +91,10 @@ def test_what_differs_little_from_what_is_kept_is_not_wanted() -> None:
 
 def test_saving_pays_where_computing_again_takes_several_times_as_long() -> None:
     cost = SavingCost()
-    assert cost.pays(1e-6)
+    assert cost.pays(1000, 1e-6)
     cost.observe(1000, 0.01)
-    assert cost.pays(1e-4)
-    assert not cost.pays(7e-5)
-    assert cost.pays(None)
-    assert sum(cost.pays(1e-6) for _ in range(1000)) == 10
+    assert cost.pays(1000, 0.1)
+    assert not cost.pays(1000, 0.07)
+    assert cost.pays(500, 0.07)
+    assert cost.pays(1000, None)
+    assert sum(cost.pays(1000, 1e-6) for _ in range(1000)) == 10

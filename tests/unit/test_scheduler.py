@@ -272,3 +272,15 @@ def test_an_itl_target_bounds_what_prompts_take_from_streams() -> None:
     assert automatic.itl_target == pytest.approx(0.08)
     automatic.observe_streams(0.5)
     assert automatic.itl_target == 0.25
+
+
+def test_prompts_do_not_hold_up_a_stream_that_waits_for_its_mask() -> None:
+    budget = StepBudget(itl_target=0.1)
+    budget.observe_prompts(100, 0.2)  # 50 tokens in the target time
+    scheduler = Scheduler(KvCache(2), 512, budget)
+    stream = sequence(1, 1)
+    scheduler.add(stream)
+    scheduler.admit()
+    scheduler.advance(scheduler.schedule().chunks)  # its logits are there, and no token is drawn yet
+    scheduler.add(sequence(2, 200))
+    assert counts(step(scheduler)) == {2: 50}
