@@ -15,8 +15,9 @@ PYTHON  := $(VENV)/bin/python
 PESTLE  := $(VENV)/bin/pestle
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
+KERNELS := $(wildcard quantize/native/*.c quantize/native/*.h)
 
-.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine prove-scheduler prove-grammars clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine prove-scheduler prove-grammars prove-kernels bench-quantize clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +25,7 @@ help: ## list the commands
 setup: ## make the environment; ACCEL=cpu|cuda|metal (found when not given)
 	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
 
-$(RUNTIME): pyproject.toml constraints.txt scripts/setup.sh
+$(RUNTIME): pyproject.toml constraints.txt scripts/setup.sh scripts/hatch_build.py scripts/compile_kernels.py $(KERNELS)
 	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
 
 $(DEV): $(RUNTIME)
@@ -83,6 +84,12 @@ prove-scheduler: $(DEV) ## try 100,000 random histories of the scheduler
 
 bounds: $(DEV) ## prove the bounds of memory and reading on large random checkpoints, inside 1 GiB
 	@$(PYTHON) scripts/prove_bounds.py
+
+prove-kernels: $(DEV) ## compare the kernels with ggml on hostile and ordinary weights: GIGABYTES=1 for each
+	@$(PYTHON) scripts/prove_kernels.py --gigabytes $(or $(GIGABYTES),1)
+
+bench-quantize: $(DEV) ## measure the kernels against ggml's encoder on one thread
+	@$(PYTHON) scripts/bench_kernels.py --write docs/benchmarks.md
 
 prove-grammars: $(DEV) ## send 1,000 mutated schemas and grammars through the real children: MODEL=<GGUF>
 	@[ -f "$(MODEL)" ] || { echo "say which: make prove-grammars MODEL=<GGUF>" >&2; exit 2; }

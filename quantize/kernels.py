@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from app.errors import CheckpointError
 from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
+from quantize import native
 from quantize.checkpoint import Checkpoint, DecodedTensor
 from quantize.importance import ImportanceMatrix
 from quantize.loss import Losses
@@ -113,12 +114,12 @@ def _as_type(
     number = TENSOR_TYPE_NUMBERS[slab.tensor.type_name]
     rows = values.reshape(-1, slab.tensor.spec.row_weights)
     if importance is None or not importance.fits(slab.tensor):
-        quantizer.encode_rows(number, rows, out)
+        native.encode_rows(number, rows, out)
     else:
         encoded = out.reshape(len(rows), -1)
         for first, end, expert in _by_expert(slab, len(rows)):
             columns = importance.columns(slab.tensor, expert)
-            quantizer.encode_rows(number, rows[first:end], encoded[first:end], columns)
+            native.encode_rows(number, rows[first:end], encoded[first:end], columns)
     if not quantizer.is_valid(number, out):
         raise CheckpointError(_too_large(slab))
     return out

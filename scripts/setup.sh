@@ -58,5 +58,6 @@ if [ "$built" != "$accel" ] || ! $venv/bin/python -c 'import llama_cpp' 2>/dev/n
   echo "$accel" >$venv/.accel
 fi
 quietly "Installing Pestle" $venv/bin/pip install --disable-pip-version-check -c constraints.txt -e . || die "pip failed: see above"
+[ -f quantize/native/kernels.so ] || say "No kernels of Pestle's own (no C compiler, or not x86-64): ggml quantizes, to the same bytes in more time"
 $venv/bin/python -m compileall -q app quantize # so that the first start is as fast as the second
 touch $venv/.runtime

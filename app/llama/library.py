@@ -126,6 +126,11 @@ def ggml_base() -> ctypes.CDLL:
     return _open_beside_llama("ggml-base")
 
 
+def ggml_base_path() -> Path:
+    """Return the file of that library."""
+    return _path_beside_llama("ggml-base")
+
+
 @functools.cache
 def ggml() -> ctypes.CDLL:
     """Open libggml, the library that knows the devices, beside the libllama that is in use."""
@@ -133,13 +138,17 @@ def ggml() -> ctypes.CDLL:
 
 
 def _open_beside_llama(name: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(_path_beside_llama(name)))
+
+
+def _path_beside_llama(name: str) -> Path:
     llama_cpp = load()
     folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
     pattern = {"darwin": f"lib{name}*.dylib", "win32": f"*{name}.dll"}.get(sys.platform, f"lib{name}.so*")
     found = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
     if not found:
         raise OSError(f"no {pattern} in {folder}: llama-cpp-python is not installed as Pestle expects")
-    return ctypes.CDLL(str(found[0]))
+    return found[0]
 
 
 def build_name() -> str:

@@ -91,6 +91,12 @@ def encode_rows(
         raise AssertionError(f"ggml wrote {written} bytes for type {tensor_type}, {out.nbytes} were planned")
 
 
+@functools.cache
+def chunk_encoder() -> int:
+    """Return the address of ggml's encoder of rows, for native code that leaves some of them to it."""
+    return ctypes.cast(_base().ggml_quantize_chunk, ctypes.c_void_p).value or 0
+
+
 def decode_rows(tensor_type: int, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     """Widen whole blocks to f32, as llama.cpp itself does before it quantizes again; both arrays are contiguous.
 

@@ -1,0 +1,70 @@
+"""The encoder of the pipeline: a kernel where one is proven, ggml everywhere else; the same bytes in every case."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from app.llama import quantizer
+from app.models.gguf_types import TENSOR_TYPE_NUMBERS
+from quantize.native import self_check
+from quantize.native.library import Library, open_library
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+KERNELS = ("q4_k", "q5_k", "q6_k")
+_NUMBERS = {TENSOR_TYPE_NUMBERS[name]: name for name in KERNELS}
+
+_log = logging.getLogger(__name__)
+_verdicts: dict[tuple[int, bool], Library | None] = {}
+_checking = threading.Lock()  # the first slabs of a type come on several threads at once
+
+
+def encode_rows(
+    tensor_type: int,
+    rows: NDArray[np.float32],
+    out: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None = None,
+) -> None:
+    """Quantize `rows` (row count × weights a row, contiguous) into `out`, which has exactly the bytes they take."""
+    kernel = _proven(tensor_type, weighted=importance is not None) if tensor_type in _NUMBERS else None
+    if kernel is None:
+        quantizer.encode_rows(tensor_type, rows, out, importance)
+    else:
+        kernel.encode_rows(tensor_type, rows, out, importance)
+
+
+def notes(type_names: Iterable[str], *, weighted: bool) -> list[str]:
+    """Tell why types that there are kernels for would be quantized without; compares the kernels if need be."""
+    wanted = [name for name in KERNELS if name in set(type_names)]
+    if wanted and open_library() is None:
+        return ["Pestle's own kernels are not installed: ggml quantizes instead, to the same bytes in more time"]
+    off = [name for name in wanted if _proven(TENSOR_TYPE_NUMBERS[name], weighted=weighted) is None]
+    if not off:
+        return []
+    return [f"Pestle's own kernels give other bytes than this ggml for {', '.join(off)}: ggml quantizes instead"]
+
+
+def _proven(tensor_type: int, *, weighted: bool) -> Library | None:
+    kernel = tensor_type, weighted
+    if kernel not in _verdicts:
+        with _checking:
+            if kernel not in _verdicts:
+                _verdicts[kernel] = _judge(tensor_type, weighted=weighted)
+    return _verdicts[kernel]
+
+
+def _judge(tensor_type: int, *, weighted: bool) -> Library | None:
+    library = open_library()
+    if library is None or self_check.is_exact(library, tensor_type, weighted=weighted):
+        return library
+    _log.warning(
+        "the kernel for %s%s gives other bytes than the installed ggml; ggml quantizes instead",
+        _NUMBERS[tensor_type],
+        " with an importance matrix" if weighted else "",
+    )
+    return None

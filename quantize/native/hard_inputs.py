@@ -1,0 +1,135 @@
+"""Weights that are hard to quantize exactly, and ordinary ones: what the kernels are compared with ggml on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = NDArray[np.float32]
+Generator = Callable[[np.random.Generator, int], NDArray[np.floating]]
+"""Makes so many weights, a multiple of 256."""
+
+SUPERBLOCK = 256
+
+
+def _gaussian(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return random.standard_normal(count, np.float32) * np.float32(0.02)
+
+
+def bf16(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Make ordinary weights, as a checkpoint holds them."""
+    bits = _gaussian(random, count).astype(np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _per_block(random: np.random.Generator, count: int, block: int = 16) -> NDArray[np.floating]:
+    """Give a number a block, each again for all weights of its block."""
+    return np.repeat(random.standard_normal(-(-count // block)), block)[:count]
+
+
+def _magnitudes(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return _gaussian(random, count) * np.exp2(np.repeat(random.integers(-40, 30, -(-count // 32)), 32)[:count])
+
+
+def _heavy_tails(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return random.standard_t(2, count) * 0.01
+
+
+def _outliers(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return np.where(random.random(count) < 0.01, 1e4, 1.0) * _gaussian(random, count)
+
+
+def _constants(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return _per_block(random, count, 8 << int(random.integers(0, 6)))
+
+
+def zeros(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Make blocks of zeros of either sign, and some sparse ones."""
+    zero = np.where(random.random(count) < 0.5, 0.0, -0.0)
+    dense = np.repeat(random.random(-(-count // 32)) < 0.3, 32)[:count]
+    return np.where(dense, np.where(random.random(count) < 0.2, _gaussian(random, count), zero), zero)
+
+
+def _denormals(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    small = random.integers(0, 1 << 24, count).astype(np.uint32).view(np.float32)
+    return np.where(random.random(count) < 0.5, small, -small) * np.float32(1 + int(random.integers(0, 3)) * 1e20)
+
+
+def _one_sided(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return np.abs(_gaussian(random, count)) * np.where(np.repeat(random.random(-(-count // 32)) < 0.5, 32), 1, -1)[:count]
+
+
+def _near_constant(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Give blocks with a spread of a few last places, where the search's rounding wraps around."""
+    spread = np.exp2(np.repeat(random.integers(-24, -4, -(-count // 32)), 32)[:count])
+    return -np.abs(_per_block(random, count, 32)) * (1 + random.standard_normal(count) * spread)
+
+
+def _ties(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return random.integers(-64, 65, count) * 0.5 * np.exp2(float(random.integers(-12, 4)))
+
+
+def _levels(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return random.integers(0, 16, count) * 0.25 - np.repeat(random.integers(0, 8, -(-count // 32)), 32)[:count]
+
+
+def _ramps(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return (np.arange(count) % int(random.integers(5, 300)) - float(random.integers(0, 100))) * 1e-3
+
+
+def _sparse(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return np.where(random.random(count) < 0.03, random.standard_normal(count), 0.0)
+
+
+def _two_values(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return np.where(random.random(count) < 0.5, -1.0, float(random.standard_normal())) * 0.1
+
+
+def _uneven_blocks(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Give superblocks where one block's scale makes those of the others round to 0."""
+    return _gaussian(random, count) * np.exp2(np.repeat(random.integers(-14, 6, -(-count // 16)), 16)[:count])
+
+
+def _odd_minima(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Give blocks where the fit prefers a negative scale: almost all weights at the top, a few far below."""
+    low = np.where(random.random(count) < 0.06, -1.0, 0.0) + random.standard_normal(count) * 1e-3
+    return low + np.repeat(random.integers(-2, 1, -(-count // 32)), 32)[:count]
+
+
+def _huge(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return np.clip(_gaussian(random, count) * np.exp2(random.integers(20, 128, count).astype(np.float64)), -3e38, 3e38)
+
+
+def _not_numbers(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    wrong = random.choice(np.array([np.nan, np.inf, -np.inf], np.float32), count)
+    return np.where(random.random(count) < 0.002, wrong, _gaussian(random, count))
+
+
+def _any_bits(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    return random.integers(0, 1 << 32, count, np.uint32).view(np.float32)
+
+
+FINITE: tuple[Generator, ...] = (
+    _gaussian, bf16, _magnitudes, _heavy_tails, _outliers, _constants, zeros, _denormals, _one_sided, _near_constant,
+    _ties, _levels, _ramps, _sparse, _two_values, _uneven_blocks, _odd_minima, _huge,
+)  # fmt: skip
+ALL: tuple[Generator, ...] = (*FINITE, _not_numbers, _any_bits)
+
+
+def pieces(seed: int, count: int, generators: tuple[Generator, ...] = ALL) -> Iterator[tuple[str, Weights]]:
+    """Yield for each generator its name and `count` weights of it, a multiple of 256."""
+    random = np.random.default_rng(seed)
+    for generator in generators:
+        with np.errstate(all="ignore"):
+            yield generator.__name__.strip("_"), np.ascontiguousarray(generator(random, count), dtype=np.float32)
+
+
+def importance(seed: int, columns: int) -> Weights:
+    """Make how much columns matter: mean squares, some of them 0, some far above the others."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(columns, np.float32) ** 2
+    values[random.random(columns) < 0.02] = 0
+    values[random.random(columns) < 0.02] *= 1e4
+    return values

@@ -1,0 +1,24 @@
+// The kernels of one instruction set each, and what they have in common.
+#ifndef PESTLE_KERNELS_H
+#define PESTLE_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// ggml_quantize_chunk: type, weights, out, first weight, rows, weights a row, importance or null.
+typedef size_t (*Reference)(int, const float *, void *, int64_t, int64_t, int64_t, const float *);
+
+typedef struct {
+    int type;                  // ggml's number
+    const float *x;            // rows x row_superblocks x 256 weights
+    const float *importance;   // row_superblocks x 256, or null
+    uint8_t *out;
+    int64_t superblocks, row_superblocks;
+    Reference reference;       // does the superblocks that vectors cannot do exactly
+} Work;
+
+// Returns how many superblocks the reference has done, or -1 for a type that is not among those here.
+int64_t encode_sse2(const Work *work);
+int64_t encode_avx2(const Work *work);
+
+#endif
