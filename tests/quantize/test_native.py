@@ -106,7 +106,7 @@ def test_ordinary_weights_are_not_left_to_ggml(name: str) -> None:
 @needs_library
 def test_a_type_without_a_kernel_is_refused() -> None:
     assert BEST is not None
-    rows, number = np.zeros((1, 256), np.float32), TENSOR_TYPE_NUMBERS["q3_k"]
+    rows, number = np.zeros((1, 256), np.float32), TENSOR_TYPE_NUMBERS["q3_K"]
     with pytest.raises(ValueError, match="no kernel"):
         BEST.encode_rows(number, rows, np.zeros(quantizer.row_bytes(number, 256), np.uint8))
 
@@ -133,7 +133,7 @@ def test_a_kernel_that_lies_is_turned_off(
 @needs_library
 def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert BEST is not None
-    number = TENSOR_TYPE_NUMBERS["q4_k"]
+    number = TENSOR_TYPE_NUMBERS["q4_K"]
     assert self_check.is_exact(BEST, number, weighted=False)
     monkeypatch.setattr(self_check, "compare", lambda *_, **__: pytest.fail("compared again"))
     assert self_check.is_exact(BEST, number, weighted=False)
