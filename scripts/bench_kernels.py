@@ -2,7 +2,8 @@
 
     python scripts/bench_kernels.py [--megabytes M] [--runs N] [--write docs/benchmarks.md]
 
-The weights are Gaussian and rounded to bf16. Figures are megabytes of f32 a second. The bytes must be the same.
+The weights are Gaussian and rounded to bf16. Figures are megabytes of f32 a second of the thread's own
+CPU time, which is wall time where nothing else runs. The bytes must be the same.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ def main() -> int:
         lines.append(_row(name, weighted, piece.reshape(rows, WIDTH), libraries, asked.runs))
         print(lines[-1], flush=True)
     when = dt.datetime.now(dt.UTC).date().isoformat()
-    lines += ["", f"{when}, {processor()}; {build_name().split(';')[0]}; one thread, {asked.megabytes:g} MB of f32, alternating,"]
-    lines.append(f"median of {asked.runs}. Again: `make bench-quantize`.")
+    lines += [
+        "",
+        f"{when}, {processor()}; {build_name().split(';')[0]}; one thread, {asked.megabytes:g} MB of f32, alternating,",
+    ]
+    lines.append(f"median of {asked.runs}, CPU time. Again: `make bench-quantize`.")
     print(*lines[-2:], sep="\n")
     if asked.write is not None:
         _write(asked.write, lines)
@@ -72,9 +76,9 @@ def _row(name: str, weighted: bool, rows: hard_inputs.Weights, libraries: list[L
     encoders: list[Callable[..., object]] = [quantizer.encode_rows, *(library.encode_rows for library in libraries)]
     seconds: list[list[float]] = [[] for _ in encoders]
     for _, (place, encode) in itertools.product(range(runs), enumerate(encoders)):
-        began = time.perf_counter()
+        began = time.thread_time()
         encode(number, rows, outs[place], columns)
-        seconds[place].append(time.perf_counter() - began)
+        seconds[place].append(time.thread_time() - began)
     reference = median(seconds[0])
     cells = [f"{rows.nbytes / reference / 1e6:.0f}"]
     for each in seconds[1:]:

@@ -1,6 +1,7 @@
 """Compare Pestle's kernels with ggml's encoder, byte for byte, on gigabytes of hostile and ordinary weights.
 
-    python scripts/prove_kernels.py [--gigabytes G] [--seconds S] [--type T ...] [--seed N] [--library FILE] [--threads N]
+    python scripts/prove_kernels.py [--gigabytes G] [--seconds S] [--type T ...] [--seed N] [--library FILE]
+        [--threads N]
 
 G gigabytes of f32 weights for each type, with and without an importance matrix, on each instruction set that this
 machine has, each with seeds of its own. Stops after S seconds. Ends with 1 if one byte differs, and names the weights:

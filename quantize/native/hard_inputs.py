@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,23 @@ def bf16(random: np.random.Generator, count: int) -> NDArray[np.floating]:
     return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def _blockwise(values: NDArray[Any], block: int, count: int) -> NDArray[np.float64]:
+    """Give each value to so many weights."""
+    return np.repeat(values.astype(np.float64), block)[:count]
+
+
+def _powers(random: np.random.Generator, least: int, most: int, block: int, count: int) -> NDArray[np.float64]:
+    """Give each block a power of two, with exponents from `least` to below `most`."""
+    return np.asarray(np.exp2(_blockwise(random.integers(least, most, -(-count // block)), block, count)))
+
+
 def _per_block(random: np.random.Generator, count: int, block: int = 16) -> NDArray[np.floating]:
     """Give a number a block, each again for all weights of its block."""
-    return np.repeat(random.standard_normal(-(-count // block)), block)[:count]
+    return _blockwise(random.standard_normal(-(-count // block)), block, count)
 
 
 def _magnitudes(random: np.random.Generator, count: int) -> NDArray[np.floating]:
-    return _gaussian(random, count) * np.exp2(np.repeat(random.integers(-40, 30, -(-count // 32)), 32)[:count])
+    return _gaussian(random, count) * _powers(random, -40, 30, 32, count)
 
 
 def _heavy_tails(random: np.random.Generator, count: int) -> NDArray[np.floating]:
@@ -38,7 +49,7 @@ def _heavy_tails(random: np.random.Generator, count: int) -> NDArray[np.floating
 
 
 def _outliers(random: np.random.Generator, count: int) -> NDArray[np.floating]:
-    return np.where(random.random(count) < 0.01, 1e4, 1.0) * _gaussian(random, count)
+    return np.asarray(np.where(random.random(count) < 0.01, 1e4, 1.0) * _gaussian(random, count))
 
 
 def _constants(random: np.random.Generator, count: int) -> NDArray[np.floating]:
@@ -48,7 +59,7 @@ def _constants(random: np.random.Generator, count: int) -> NDArray[np.floating]:
 def zeros(random: np.random.Generator, count: int) -> NDArray[np.floating]:
     """Make blocks of zeros of either sign, and some sparse ones."""
     zero = np.where(random.random(count) < 0.5, 0.0, -0.0)
-    dense = np.repeat(random.random(-(-count // 32)) < 0.3, 32)[:count]
+    dense = _blockwise(random.random(-(-count // 32)) < 0.3, 32, count) > 0
     return np.where(dense, np.where(random.random(count) < 0.2, _gaussian(random, count), zero), zero)
 
 
@@ -58,21 +69,22 @@ def _denormals(random: np.random.Generator, count: int) -> NDArray[np.floating]:
 
 
 def _one_sided(random: np.random.Generator, count: int) -> NDArray[np.floating]:
-    return np.abs(_gaussian(random, count)) * np.where(np.repeat(random.random(-(-count // 32)) < 0.5, 32), 1, -1)[:count]
+    signs = random.choice(np.array([-1.0, 1.0]), -(-count // 32))
+    return np.asarray(np.abs(_gaussian(random, count)) * _blockwise(signs, 32, count))
 
 
 def _near_constant(random: np.random.Generator, count: int) -> NDArray[np.floating]:
     """Give blocks with a spread of a few last places, where the search's rounding wraps around."""
-    spread = np.exp2(np.repeat(random.integers(-24, -4, -(-count // 32)), 32)[:count])
-    return -np.abs(_per_block(random, count, 32)) * (1 + random.standard_normal(count) * spread)
+    spread = _powers(random, -24, -4, 32, count)
+    return np.asarray(-np.abs(_per_block(random, count, 32)) * (1 + random.standard_normal(count) * spread))
 
 
 def _ties(random: np.random.Generator, count: int) -> NDArray[np.floating]:
-    return random.integers(-64, 65, count) * 0.5 * np.exp2(float(random.integers(-12, 4)))
+    return random.integers(-64, 65, count) * 0.5 * 2.0 ** int(random.integers(-12, 4))
 
 
 def _levels(random: np.random.Generator, count: int) -> NDArray[np.floating]:
-    return random.integers(0, 16, count) * 0.25 - np.repeat(random.integers(0, 8, -(-count // 32)), 32)[:count]
+    return random.integers(0, 16, count) * 0.25 - _blockwise(random.integers(0, 8, -(-count // 32)), 32, count)
 
 
 def _ramps(random: np.random.Generator, count: int) -> NDArray[np.floating]:
@@ -89,17 +101,17 @@ def _two_values(random: np.random.Generator, count: int) -> NDArray[np.floating]
 
 def _uneven_blocks(random: np.random.Generator, count: int) -> NDArray[np.floating]:
     """Give superblocks where one block's scale makes those of the others round to 0."""
-    return _gaussian(random, count) * np.exp2(np.repeat(random.integers(-14, 6, -(-count // 16)), 16)[:count])
+    return _gaussian(random, count) * _powers(random, -14, 6, 16, count)
 
 
 def _odd_minima(random: np.random.Generator, count: int) -> NDArray[np.floating]:
     """Give blocks where the fit prefers a negative scale: almost all weights at the top, a few far below."""
     low = np.where(random.random(count) < 0.06, -1.0, 0.0) + random.standard_normal(count) * 1e-3
-    return low + np.repeat(random.integers(-2, 1, -(-count // 32)), 32)[:count]
+    return low + _blockwise(random.integers(-2, 1, -(-count // 32)), 32, count)
 
 
 def _huge(random: np.random.Generator, count: int) -> NDArray[np.floating]:
-    return np.clip(_gaussian(random, count) * np.exp2(random.integers(20, 128, count).astype(np.float64)), -3e38, 3e38)
+    return np.clip(_gaussian(random, count) * _powers(random, 20, 128, 1, count), -3e38, 3e38)
 
 
 def _not_numbers(random: np.random.Generator, count: int) -> NDArray[np.floating]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,10 @@ levels = pytest.mark.parametrize("level", LEVELS)
 
 
 @pytest.fixture(autouse=True)
-def unjudged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def unjudged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be known of any kernel, neither in this process nor on disk."""
     monkeypatch.setattr(encoder, "_verdicts", {})
     monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "cache"))
-    yield
 
 
 def library_for(level: str) -> Library:
@@ -168,7 +166,8 @@ def test_a_file_that_is_no_library_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"CC": "false"}, {"CC": "no-such-compiler"}, {"PESTLE_KERNELS": "off"}])
 def test_a_failed_compilation_says_why_and_leaves_nothing(tmp_path: Path, settings: dict[str, str]) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "compile_kernels.py"), str(tmp_path / "kernels.so")]
-    finished = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, **settings}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert finished.returncode == 1
     assert finished.stderr
     assert list(tmp_path.iterdir()) == []
