@@ -108,6 +108,7 @@ def run_with_cards(
             with_losses=measured,
             resume=resume,
         )
+        reporter.notes(prepared.kernel_notes())
         finished = _with_cards(prepared, results[: len(outs)], files, hashed=measured)
         with _files_stay(each.result.path for each in finished):
             for each in finished:

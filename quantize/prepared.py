@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from quantize import native
 from quantize.checkpoint import Checkpoint
 from quantize.importance import ImportanceMatrix
 from quantize.mxfp4 import BLOCK_BYTES, BLOCK_WEIGHTS
@@ -59,6 +60,11 @@ class Prepared:
     def prove(self) -> tuple[str, ...]:
         """Wait for the proof of the tokenizer and return what people should know. Raises `TokenizerError`."""
         return () if self.proof is None else self.proof.wait()
+
+    def kernel_notes(self) -> list[str]:
+        """Tell which of the types that are made have no kernel of our own that gives ggml's bytes here, and why."""
+        names = {tensor.type_name for output in self.outputs for tensor in output.plan.tensors}
+        return native.notes(names, weighted=self.importance is not None)
 
     def close(self) -> None:
         """End what is under way, if the run does not come to it."""

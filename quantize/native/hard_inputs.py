@@ -79,6 +79,31 @@ def _near_constant(random: np.random.Generator, count: int) -> NDArray[np.floati
     return np.asarray(-np.abs(_per_block(random, count, 32)) * (1 + random.standard_normal(count) * spread))
 
 
+def _flat_superblocks(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Give blocks that all are nearly constant, at very different values: their scales say nothing of their size."""
+    spread = _powers(random, -24, 2, SUPERBLOCK, count)
+    values = -np.abs(_per_block(random, count, 32)) * _powers(random, -4, 16, 32, count)
+    return np.asarray(values + random.integers(-3, 4, count) * spread)
+
+
+def _tiny(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Give blocks around 1e-15, below which llama.cpp takes a block for zero."""
+    return _gaussian(random, count) * _powers(random, -47, -34, 16, count)
+
+
+def _large(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Give blocks whose scales are at the end of what a half can hold, beside small ones."""
+    return _gaussian(random, count) * _powers(random, 24, 36, SUPERBLOCK, count) * _powers(random, -12, 1, 32, count)
+
+
+def _half_ties(random: np.random.Generator, count: int) -> NDArray[np.floating]:
+    """Give superblocks whose scales lie just between two halves: their largest block says scale and minimum."""
+    between = (random.integers(1024, 2048, -(-count // SUPERBLOCK)) + 0.5) / 2048
+    steps = random.integers(-32, 32, count)
+    steps[::32], steps[16::32] = -32, 31
+    return steps * _blockwise(between, SUPERBLOCK, count)
+
+
 def _ties(random: np.random.Generator, count: int) -> NDArray[np.floating]:
     return random.integers(-64, 65, count) * 0.5 * 2.0 ** int(random.integers(-12, 4))
 
@@ -125,7 +150,7 @@ def _any_bits(random: np.random.Generator, count: int) -> NDArray[np.floating]:
 
 FINITE: tuple[Generator, ...] = (
     _gaussian, bf16, _magnitudes, _heavy_tails, _outliers, _constants, zeros, _denormals, _one_sided, _near_constant,
-    _ties, _levels, _ramps, _sparse, _two_values, _uneven_blocks, _odd_minima, _huge,
+    _ties, _levels, _ramps, _sparse, _two_values, _tiny, _large, _half_ties, _flat_superblocks, _uneven_blocks, _odd_minima, _huge,
 )  # fmt: skip
 ALL: tuple[Generator, ...] = (*FINITE, _not_numbers, _any_bits)
 
@@ -139,9 +164,10 @@ def pieces(seed: int, count: int, generators: tuple[Generator, ...] = ALL) -> It
 
 
 def importance(seed: int, columns: int) -> Weights:
-    """Make how much columns matter: mean squares, some of them 0, some far above the others."""
+    """Make how much columns matter: mean squares, some far above the others; in every second block, most of them 0."""
     random = np.random.default_rng(seed)
     values = random.standard_normal(columns, np.float32) ** 2
-    values[random.random(columns) < 0.02] = 0
+    share = np.tile(np.repeat(np.array([0.0, 0.95, 0.02, 0.8]), 32), -(-columns // 128))[:columns]
+    values[random.random(columns) < share] = 0
     values[random.random(columns) < 0.02] *= 1e4
     return values

@@ -33,30 +33,27 @@ INLINE void load_blocks(const float *const rows[GROUP], floats to[BLOCK][UNITS])
     }
 }
 
-// How much a weight matters is its own size and that of its block. Returns masks of the lanes with ordinary numbers.
-INLINE void weigh_plainly(const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS], unsigned tame[UNITS]) {
+// How much a weight matters is its own size and that of its block.
+INLINE void weigh_plainly(const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS]) {
     floats squares[UNITS];
     for (int u = 0; u < UNITS; ++u) squares[u] = splat(0);
     for (int i = 0; i < BLOCK; ++i)
         for (int u = 0; u < UNITS; ++u) squares[u] += x[i][u] * x[i][u];
     for (int u = 0; u < UNITS; ++u) {
         const floats average = root(squares[u] / splat(BLOCK));
-        tame[u] = mask_bits(less(squares[u], splat(TAME_WEIGHT * TAME_WEIGHT)));
         for (int i = 0; i < BLOCK; ++i) w[i][u] = average + absolute(x[i][u]);
     }
 }
 
 INLINE void weigh_by_importance(
-    const Group45 *group, const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS], unsigned tame[UNITS]
+    const Group45 *group, const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS]
 ) {
     float squares[GROUP] = {0};
     for (int i = 0; i < SUPERBLOCK; ++i) // in this order, which is the reference's: one sum for each superblock
         for (int s = 0; s < GROUP; ++s) squares[s] += group->x[s][i] * group->x[s][i];
     load_blocks(group->importance, w);
     for (int u = 0; u < UNITS; ++u) {
-        const float square = squares[u * LANES / GROUPS];
-        const floats sigma2 = splat(2 * square / SUPERBLOCK);
-        tame[u] = square < TAME_WEIGHT * TAME_WEIGHT ? ALL_LANES : 0;
+        const floats sigma2 = splat(2 * squares[u * LANES / GROUPS] / SUPERBLOCK);
         for (int i = 0; i < BLOCK; ++i) w[i][u] = w[i][u] * root(sigma2 + x[i][u] * x[i][u]);
     }
 }
@@ -124,16 +121,16 @@ INLINE bool finish_superblock(const Kind45 *kind, bool weighted, const float *x,
 // Returns a bit for each superblock of the group that the reference has to do.
 INLINE unsigned encode_group45(const Kind45 *kind, const Group45 *group, bool weighted) {
     floats x[BLOCK][UNITS], w[BLOCK][UNITS];
-    unsigned tame[UNITS], hard = 0;
+    unsigned hard = 0;
     Found found;
     load_blocks(group->x, x);
-    if (weighted) weigh_by_importance(group, x, w, tame);
-    else weigh_plainly(x, w, tame);
+    if (weighted) weigh_by_importance(group, x, w);
+    else weigh_plainly(x, w);
     search(x, w, weighted ? kind->weighted : kind->plain, &found);
     for (int s = 0; s < GROUP; ++s) {
         bool sound = true;
         for (int u = s * GROUPS / LANES; u < (s + 1) * GROUPS / LANES; ++u)
-            sound = sound && (found.sound[u] & tame[u]) == ALL_LANES;
+            sound = sound && found.sound[u] == ALL_LANES;
         if (!sound || !finish_superblock(kind, weighted, group->x[s], &found, s * GROUPS, group->out[s])) hard |= 1u << s;
     }
     return hard;

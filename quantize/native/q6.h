@@ -39,7 +39,7 @@ INLINE bool load_superblock6(const float *x, const float *importance, Weights6 *
             sum += absolute(to->w[i][u]) + absolute(to->wx[i][u]); // NaN and infinity stay in it
         }
         store(found->largest + u * LANES, size);
-        tame &= mask_bits(less(size, splat(TAME_WEIGHT))) & mask_bits(less(sum, splat(1e30f)));
+        tame &= mask_bits(less(size, splat(TAME_WEIGHT))) & mask_bits(less(sum, splat(TAME_SUM)));
     }
     return tame == ALL_LANES;
 }

@@ -10,7 +10,8 @@
 #define SUPERBLOCK 256
 #define NEAREST_LIMIT 4194304.0f // 2^22: from here on llama.cpp's rounding wraps around, and adding a constant does not
 #define TINY_GROUP 1e-15f        // llama.cpp takes a smaller group for zero
-#define TAME_WEIGHT 1e9f         // beyond this (and for NaN) the reference does the superblock
+#define TAME_WEIGHT 1e9f         // beyond these (and for NaN) the reference does the superblock
+#define TAME_SUM 1e30f
 
 #define INLINE static inline __attribute__((always_inline))
 

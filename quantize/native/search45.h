@@ -46,7 +46,7 @@ INLINE void take_extent(const floats x[BLOCK][UNITS], const floats w[BLOCK][UNIT
         lane[u].smallest = low[u], lane[u].largest = high[u], lane[u].sum_w = sum_w[u], lane[u].sum_x = sum_x[u];
         lane[u].minimum = lane[u].base = smaller(splat(0), low[u]);
         lane[u].flat = equal(high[u], lane[u].minimum);
-        lane[u].sound = less(absolute(sum_w[u]), splat(1e30f));
+        lane[u].sound = less(absolute(sum_w[u]), splat(TAME_SUM)); // NaN and infinity stay in a sum
     }
 }
 
