@@ -150,7 +150,8 @@ def _any_bits(random: np.random.Generator, count: int) -> NDArray[np.floating]:
 
 FINITE: tuple[Generator, ...] = (
     _gaussian, bf16, _magnitudes, _heavy_tails, _outliers, _constants, zeros, _denormals, _one_sided, _near_constant,
-    _ties, _levels, _ramps, _sparse, _two_values, _tiny, _large, _half_ties, _flat_superblocks, _uneven_blocks, _odd_minima, _huge,
+    _ties, _levels, _ramps, _sparse, _two_values, _tiny, _large, _half_ties, _flat_superblocks, _uneven_blocks,
+    _odd_minima, _huge,
 )  # fmt: skip
 ALL: tuple[Generator, ...] = (*FINITE, _not_numbers, _any_bits)
 

@@ -9,15 +9,15 @@
 typedef size_t (*Reference)(int, const float *, void *, int64_t, int64_t, int64_t, const float *);
 
 typedef struct {
-    int type;                  // ggml's number
-    const float *x;            // rows x row_superblocks x 256 weights
-    const float *importance;   // row_superblocks x 256, or null
+    int type;             // ggml's number
+    const float *x;       // rows x row_weights
     uint8_t *out;
-    int64_t superblocks, row_superblocks;
-    Reference reference;       // does the superblocks that vectors cannot do exactly
+    int64_t rows, row_weights;
+    const float *importance; // row_weights, or null
+    Reference reference;     // does the blocks that vectors cannot do exactly
 } Work;
 
-// Returns how many superblocks the reference has done, or -1 for a type that is not among those here.
+// Returns how many weights the reference has done, or -1 for a type that is not among those here.
 int64_t encode_sse2(const Work *work);
 int64_t encode_avx2(const Work *work);
 

@@ -45,6 +45,12 @@ static inline void load_transposed(floats columns[LANES], const float *rows, int
     }
 }
 
+// The entries of a table for numbers in steps of a half: entry 256 + floor(2 * a), for a from -128 to below 128.
+static inline floats look_up(const float table[512], floats a) {
+    const __m256i entry = _mm256_cvttps_epi32(_mm256_floor_ps(a + a));
+    return _mm256_i32gather_ps(table + 256, entry, 4);
+}
+
 // Sixteen whole numbers from 0 to 255 become bytes.
 static inline void store_bytes(uint8_t *to, const floats values[16 / LANES]) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(values[0]), _mm256_cvtps_epi32(values[1]));
@@ -78,6 +84,14 @@ static inline unsigned mask_bits(floats mask) { return (unsigned)_mm_movemask_ps
 static inline void load_transposed(floats columns[LANES], const float *rows, int stride) {
     for (int k = 0; k < LANES; ++k) columns[k] = load(rows + k * stride);
     _MM_TRANSPOSE4_PS(columns[0], columns[1], columns[2], columns[3]);
+}
+
+static inline floats look_up(const float table[512], floats a) {
+    const __m128i whole = _mm_cvttps_epi32(a + a); // towards zero: one less where that went up
+    const floats went_up = less(a + a, _mm_cvtepi32_ps(whole));
+    int entry[LANES];
+    _mm_storeu_si128((__m128i *)entry, _mm_add_epi32(whole, _mm_castps_si128(went_up)));
+    return _mm_setr_ps(table[256 + entry[0]], table[256 + entry[1]], table[256 + entry[2]], table[256 + entry[3]]);
 }
 
 static inline void store_bytes(uint8_t *to, const floats values[16 / LANES]) {

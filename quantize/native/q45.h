@@ -5,8 +5,6 @@
 #include "scales45.h"
 #include "search45.h"
 
-#define GROUP (BLOCKS / GROUPS) // superblocks that are searched together
-
 typedef struct {
     Candidates plain, weighted; // without and with an importance matrix
     int bytes;
@@ -17,44 +15,13 @@ typedef struct {
 static const Kind45 Q4_K = {{15, -1.0f, 0.1f, 20}, {15, -0.9f, 0.05f, 36}, 144, false, false};
 static const Kind45 Q5_K = {{31, -0.5f, 0.1f, 15}, {31, -0.9f, 0.05f, 36}, 176, true, true};
 
-typedef struct {
-    const float *x[GROUP], *importance[GROUP];
-    uint8_t *out[GROUP];
-} Group45;
-
-INLINE void load_blocks(const float *const rows[GROUP], floats to[BLOCK][UNITS]) {
-    for (int u = 0; u < UNITS; ++u) {
-        const float *first = rows[u * LANES / GROUPS] + u * LANES % GROUPS * BLOCK;
-        for (int i = 0; i < BLOCK; i += LANES) {
-            floats columns[LANES];
-            load_transposed(columns, first + i, BLOCK);
-            for (int k = 0; k < LANES; ++k) to[i + k][u] = columns[k];
-        }
-    }
-}
-
 // How much a weight matters is its own size and that of its block.
 INLINE void weigh_plainly(const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS]) {
     floats squares[UNITS];
-    for (int u = 0; u < UNITS; ++u) squares[u] = splat(0);
-    for (int i = 0; i < BLOCK; ++i)
-        for (int u = 0; u < UNITS; ++u) squares[u] += x[i][u] * x[i][u];
+    sum_squares(x, squares);
     for (int u = 0; u < UNITS; ++u) {
         const floats average = root(squares[u] / splat(BLOCK));
         for (int i = 0; i < BLOCK; ++i) w[i][u] = average + absolute(x[i][u]);
-    }
-}
-
-INLINE void weigh_by_importance(
-    const Group45 *group, const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS]
-) {
-    float squares[GROUP] = {0};
-    for (int i = 0; i < SUPERBLOCK; ++i) // in this order, which is the reference's: one sum for each superblock
-        for (int s = 0; s < GROUP; ++s) squares[s] += group->x[s][i] * group->x[s][i];
-    load_blocks(group->importance, w);
-    for (int u = 0; u < UNITS; ++u) {
-        const floats sigma2 = splat(2 * squares[u * LANES / GROUPS] / SUPERBLOCK);
-        for (int i = 0; i < BLOCK; ++i) w[i][u] = w[i][u] * root(sigma2 + x[i][u] * x[i][u]);
     }
 }
 
@@ -119,19 +86,18 @@ INLINE bool finish_superblock(const Kind45 *kind, bool weighted, const float *x,
 }
 
 // Returns a bit for each superblock of the group that the reference has to do.
-INLINE unsigned encode_group45(const Kind45 *kind, const Group45 *group, bool weighted) {
+INLINE unsigned encode_group45(const Kind45 *kind, const Group *group, bool weighted) {
     floats x[BLOCK][UNITS], w[BLOCK][UNITS];
     unsigned hard = 0;
     Found found;
-    load_blocks(group->x, x);
+    load_group(group->x, x);
     if (weighted) weigh_by_importance(group, x, w);
     else weigh_plainly(x, w);
     search(x, w, weighted ? kind->weighted : kind->plain, &found);
     for (int s = 0; s < GROUP; ++s) {
-        bool sound = true;
-        for (int u = s * GROUPS / LANES; u < (s + 1) * GROUPS / LANES; ++u)
-            sound = sound && found.sound[u] == ALL_LANES;
-        if (!sound || !finish_superblock(kind, weighted, group->x[s], &found, s * GROUPS, group->out[s])) hard |= 1u << s;
+        const bool done = all_sound(found.sound, s)
+            && finish_superblock(kind, weighted, group->x[s], &found, s * GROUPS, group->out[s]);
+        if (!done) hard |= 1u << s;
     }
     return hard;
 }

@@ -2,9 +2,8 @@
 #ifndef PESTLE_SCALES45_H
 #define PESTLE_SCALES45_H
 
-#include "scalar.h"
+#include "blocks.h"
 
-#define GROUPS 8 // blocks a superblock
 #define TOP_SCALE 63
 
 // Four pairs lie in whole bytes; the halves of the other four lie in four more bytes and in the top bits of the first.

@@ -2,12 +2,7 @@
 #ifndef PESTLE_SEARCH45_H
 #define PESTLE_SEARCH45_H
 
-#include "lanes.h"
-#include "scalar.h"
-
-#define BLOCK 32
-#define UNITS 2 // vectors that go side by side, so that one's sums need not wait for their own last addition
-#define BLOCKS (UNITS * LANES)
+#include "blocks.h"
 
 // A candidate's factor is (first + delta * step + top) / (largest - minimum), for step = 0 to steps.
 typedef struct {
