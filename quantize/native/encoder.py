@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KERNELS = ("q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs")
+KERNELS = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs")
 _NUMBERS = {TENSOR_TYPE_NUMBERS[name]: name for name in KERNELS}
 
 _log = logging.getLogger(__name__)

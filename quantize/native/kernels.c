@@ -1,10 +1,12 @@
 // The kernels for the instruction set that this file is compiled for; ENCODE is the name of the result.
 #include "kernels.h"
 #include "iq4.h"
+#include "q2.h"
+#include "q3.h"
 #include "q45.h"
 #include "q6.h"
 
-enum { TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23 };
+enum { TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23 };
 
 #define KERNEL static __attribute__((noinline)) int64_t
 
@@ -51,17 +53,21 @@ KERNEL encode4_weighted(const Work *work) { return encode45(work, &Q4_K, true); 
 KERNEL encode5_weighted(const Work *work) { return encode45(work, &Q5_K, true); }
 KERNEL encode_iq4_xs(const Work *work) { FOR_EACH_GROUP(work, BYTES_IQ4_XS, encode_group_iq4_xs(&group, work->importance)); }
 
-KERNEL encode6(const Work *work) {
-    const int64_t superblocks = work->rows * (work->row_weights / SUPERBLOCK);
-    int64_t asked = 0;
-    for (int64_t at = 0; at < superblocks; ++at) {
-        const float *x = work->x + at * SUPERBLOCK, *importance = importance_of(work, at, SUPERBLOCK);
-        uint8_t *out = work->out + at * BYTES6;
-        const bool done = importance ? encode_superblock6(x, importance, out) : encode_superblock6(x, 0, out);
-        if (!done) ask_reference(work, at, SUPERBLOCK, BYTES6), asked += SUPERBLOCK;
-    }
-    return asked;
-}
+// Encodes superblocks one by one; `encode` is compiled for either case.
+#define FOR_EACH_SUPERBLOCK(work, bytes, encode) \
+    const int64_t superblocks = work->rows * (work->row_weights / SUPERBLOCK); \
+    int64_t asked = 0; \
+    for (int64_t at = 0; at < superblocks; ++at) { \
+        const float *x = work->x + at * SUPERBLOCK, *importance = importance_of(work, at, SUPERBLOCK); \
+        uint8_t *out = work->out + at * bytes; \
+        const bool done = importance ? encode(x, importance, out) : encode(x, 0, out); \
+        if (!done) ask_reference(work, at, SUPERBLOCK, bytes), asked += SUPERBLOCK; \
+    } \
+    return asked
+
+KERNEL encode2(const Work *work) { FOR_EACH_SUPERBLOCK(work, BYTES_Q2_K, encode_superblock2); }
+KERNEL encode3(const Work *work) { FOR_EACH_SUPERBLOCK(work, BYTES_Q3_K, encode_superblock3); }
+KERNEL encode6(const Work *work) { FOR_EACH_SUPERBLOCK(work, BYTES_Q6_K, encode_superblock6); }
 
 // Rows may end within a group: its blocks are copied, the last one again and again where there are no more.
 KERNEL encode_iq4_nl(const Work *work) {
@@ -85,6 +91,8 @@ KERNEL encode_iq4_nl(const Work *work) {
 
 int64_t ENCODE(const Work *work) {
     switch (work->type) {
+    case TYPE_Q2_K: return encode2(work);
+    case TYPE_Q3_K: return encode3(work);
     case TYPE_Q4_K: return work->importance ? encode4_weighted(work) : encode4(work);
     case TYPE_Q5_K: return work->importance ? encode5_weighted(work) : encode5(work);
     case TYPE_Q6_K: return encode6(work);

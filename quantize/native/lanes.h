@@ -106,6 +106,8 @@ static inline void store_bytes(uint8_t *to, const floats values[16 / LANES]) {
 
 #define ALL_LANES ((1u << LANES) - 1)
 
+static inline floats square(floats a) { return a * a; }
+
 static inline floats absolute(floats a) { return without(a, splat(-0.0f)); }
 
 // To the nearest whole number, ties to even; true for |a| < 2^22 only.

@@ -104,7 +104,7 @@ def test_ordinary_weights_are_not_left_to_ggml(name: str) -> None:
 @needs_library
 def test_a_type_without_a_kernel_is_refused() -> None:
     assert BEST is not None
-    rows, number = np.zeros((1, 256), np.float32), TENSOR_TYPE_NUMBERS["q3_K"]
+    rows, number = np.zeros((1, 256), np.float32), TENSOR_TYPE_NUMBERS["iq1_s"]
     with pytest.raises(ValueError, match="no kernel"):
         BEST.encode_rows(number, rows, np.zeros(quantizer.row_bytes(number, 256), np.uint8))
 

@@ -1,6 +1,6 @@
-// The search for scale and minimum of Q4_K and Q5_K: each lane has one block of 32 weights.
-#ifndef PESTLE_SEARCH45_H
-#define PESTLE_SEARCH45_H
+// The search for scale and minimum of Q2_K, Q4_K and Q5_K: each lane has one block of 16 or 32 weights.
+#ifndef PESTLE_AFFINE_H
+#define PESTLE_AFFINE_H
 
 #include "blocks.h"
 
@@ -8,6 +8,7 @@
 typedef struct {
     float top, first, delta;
     int steps;
+    bool squared; // what is off counts by its square
 } Candidates;
 
 // A block is about scale * level + minimum. The winner's levels were nearest(factor * (weight - base)).
@@ -23,14 +24,14 @@ typedef struct {
     floats flat, sound;                           // masks
 } Lane;
 
-INLINE void take_extent(const floats x[BLOCK][UNITS], const floats w[BLOCK][UNITS], Lane lane[UNITS]) {
+INLINE void take_extent(int length, const floats x[][UNITS], const floats w[][UNITS], Lane lane[UNITS]) {
     floats low[UNITS], high[UNITS], sum_w[UNITS], sum_x[UNITS];
     for (int u = 0; u < UNITS; ++u) {
         low[u] = high[u] = x[0][u];
         sum_w[u] = w[0][u];
         sum_x[u] = w[0][u] * x[0][u];
     }
-    for (int i = 1; i < BLOCK; ++i)
+    for (int i = 1; i < length; ++i)
         for (int u = 0; u < UNITS; ++u) {
             low[u] = smaller(x[i][u], low[u]);
             high[u] = larger(x[i][u], high[u]);
@@ -52,7 +53,8 @@ INLINE void check_rounding(Lane *lane, floats factor) {
     lane->sound = both(lane->sound, less(absolute(high), splat(NEAREST_LIMIT)));
 }
 
-INLINE void start_with_extent(const floats x[BLOCK][UNITS], const floats w[BLOCK][UNITS], Lane lane[UNITS], float top) {
+INLINE void start_with_extent(int length, const floats x[][UNITS], const floats w[][UNITS], Lane lane[UNITS], Candidates candidates) {
+    const float top = candidates.top;
     floats error[UNITS];
     for (int u = 0; u < UNITS; ++u) {
         lane[u].factor = splat(top) / (lane[u].largest - lane[u].minimum);
@@ -60,11 +62,11 @@ INLINE void start_with_extent(const floats x[BLOCK][UNITS], const floats w[BLOCK
         check_rounding(&lane[u], lane[u].factor);
         error[u] = splat(0);
     }
-    for (int i = 0; i < BLOCK; ++i)
+    for (int i = 0; i < length; ++i)
         for (int u = 0; u < UNITS; ++u) {
             const floats level = within(nearest(lane[u].factor * (x[i][u] - lane[u].minimum)), 0, top);
             const floats off = lane[u].scale * level + lane[u].minimum - x[i][u];
-            error[u] += w[i][u] * (off * off);
+            error[u] += w[i][u] * (candidates.squared ? square(off) : absolute(off));
         }
     for (int u = 0; u < UNITS; ++u) lane[u].error = error[u];
 }
@@ -90,8 +92,9 @@ INLINE void keep_better(Lane *lane, floats error, floats exists, floats scale, f
 
 // `ratio` is the candidate's factor times the extent. The minimum of a winner is the base of the next candidate.
 INLINE void try_candidate(
-    const floats x[BLOCK][UNITS], const floats w[BLOCK][UNITS], Lane lane[UNITS], float ratio, float top
+    int length, const floats x[][UNITS], const floats w[][UNITS], Lane lane[UNITS], float ratio, Candidates candidates
 ) {
+    const float top = candidates.top;
     floats level[BLOCK][UNITS], factor[UNITS], base[UNITS], sum_l[UNITS], sum_l2[UNITS], sum_xl[UNITS];
     floats scale[UNITS], minimum[UNITS], exists[UNITS], error[UNITS];
     for (int u = 0; u < UNITS; ++u) {
@@ -100,7 +103,7 @@ INLINE void try_candidate(
         check_rounding(&lane[u], factor[u]);
         sum_l[u] = sum_l2[u] = sum_xl[u] = splat(0);
     }
-    for (int i = 0; i < BLOCK; ++i)
+    for (int i = 0; i < length; ++i)
         for (int u = 0; u < UNITS; ++u) {
             level[i][u] = within(nearest(factor[u] * (x[i][u] - base[u])), 0, top);
             const floats weighed = w[i][u] * level[i][u];
@@ -112,33 +115,56 @@ INLINE void try_candidate(
         fit(&lane[u], sum_l[u], sum_l2[u], sum_xl[u], &scale[u], &minimum[u], &exists[u]);
         error[u] = splat(0);
     }
-    for (int i = 0; i < BLOCK; ++i)
+    for (int i = 0; i < length; ++i)
         for (int u = 0; u < UNITS; ++u) {
             const floats off = scale[u] * level[i][u] + minimum[u] - x[i][u];
-            error[u] += w[i][u] * (off * off);
+            error[u] += w[i][u] * (candidates.squared ? square(off) : absolute(off));
         }
     for (int u = 0; u < UNITS; ++u) keep_better(&lane[u], error[u], exists[u], scale[u], minimum[u], factor[u]);
 }
 
-INLINE void search(
-    const floats x[BLOCK][UNITS], const floats w[BLOCK][UNITS], Candidates candidates, Found *found
+INLINE void search_affine(
+    int length, const floats x[][UNITS], const floats w[][UNITS], Candidates candidates, Found *found
 ) {
     Lane lane[UNITS];
-    take_extent(x, w, lane);
-    start_with_extent(x, w, lane, candidates.top);
-    for (int step = 0; step <= candidates.steps; ++step)
-        try_candidate(x, w, lane, candidates.first + candidates.delta * (float)step + candidates.top, candidates.top);
+    take_extent(length, x, w, lane);
+    start_with_extent(length, x, w, lane, candidates);
+    for (int step = 0; step <= candidates.steps; ++step) {
+        const float ratio = candidates.first + candidates.delta * (float)step + candidates.top;
+        try_candidate(length, x, w, lane, ratio, candidates);
+    }
     for (int u = 0; u < UNITS; ++u) {
         const floats flat = lane[u].flat; // its levels are all 0, and so is its scale
         store(found->smallest + u * LANES, lane[u].smallest);
         store(found->largest + u * LANES, lane[u].largest);
         store(found->scale + u * LANES, without(lane[u].scale, flat));
-        store(found->minimum + u * LANES, choose(flat, smaller(splat(0), lane[u].smallest), lane[u].minimum));
+        store(found->minimum + u * LANES, lane[u].minimum);
         store(found->factor + u * LANES, without(lane[u].factor, flat));
-        store(found->base + u * LANES, choose(flat, splat(0), lane[u].base));
+        store(found->base + u * LANES, lane[u].base);
         store(found->importance + u * LANES, lane[u].sum_w);
         found->sound[u] = mask_bits(either(lane[u].sound, flat));
     }
+}
+
+// The levels of the winner, for a block whose scale became 0. `lane` is the block's.
+INLINE void keep_levels(int length, const float *x, const Found *found, int lane, int top, uint8_t *to) {
+    for (int i = 0; i < length; ++i) {
+        const int level = nearest_wrapped(found->factor[lane] * (x[i] - found->base[lane]));
+        to[i] = (uint8_t)(level < 0 ? 0 : level > top ? top : level);
+    }
+}
+
+// Rounds to a scale and a minimum that have been rounded. Returns false where vectors do not round as the reference.
+INLINE bool round_affine(int length, const float *x, float unit, float offset, const Found *found, int lane, int top, uint8_t *to) {
+    const float least = (found->smallest[lane] + offset) / unit, most = (found->largest[lane] + offset) / unit;
+    if (!(fabsf(least) < NEAREST_LIMIT && fabsf(most) < NEAREST_LIMIT)) return false;
+    for (int i = 0; i < length; i += 16) {
+        floats levels[16 / LANES];
+        for (int k = 0; k < 16 / LANES; ++k)
+            levels[k] = within(nearest((load(x + i + k * LANES) + splat(offset)) / splat(unit)), 0, (float)top);
+        store_bytes(to + i, levels);
+    }
+    return true;
 }
 
 #endif
