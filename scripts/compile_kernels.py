@@ -21,7 +21,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent.parent / "quantize" / "native"
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
-SANITIZED = ("-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 OBJECTS = (  # source, and what it is compiled with: one object for each instruction set
     ("entry.c", ()),
     ("kernels.c", ("-DENCODE=encode_sse2",)),

@@ -65,10 +65,10 @@ def main() -> int:
         ]
         for done in work:
             counts.update(done.result())
-    print("| type | importance | instructions | GB of f32 | superblocks left to ggml | differing bytes |")
+    print("| type | importance | instructions | GB of f32 | left to ggml | differing bytes |")
     print("| --- | --- | --- | --- | --- | --- |")
     for (name, weighted, level), count in counts.items():
-        share = count.asked / max(1, count.weights // hard_inputs.SUPERBLOCK)
+        share = count.asked / max(1, count.weights)
         size = count.weights * 4 / 1e9
         print(f"| {name} | {'yes' if weighted else 'no'} | {level} | {size:.2f} | {share:.2%} | {count.differing} |")
     failures = [line for count in counts.values() for line in count.failures]
@@ -82,7 +82,7 @@ def _compare(
     libraries = [library for level in range(len(LEVELS)) if (library := open_library(path, level)) is not None]
     counts = {(name, weighted, LEVELS[library.level]): Count() for library in libraries}
     while min(count.weights for count in counts.values()) < weights and time.monotonic() < deadline:
-        width = WIDTHS[seed % len(WIDTHS)]
+        width = WIDTHS[seed % len(WIDTHS)] + (96 if name == "iq4_nl" else 0)
         columns = hard_inputs.importance(seed, width) if weighted else None
         for generator, piece in hard_inputs.pieces(seed, ROWS * width):
             rows = piece.reshape(ROWS, width)

@@ -53,7 +53,9 @@ INLINE void check_rounding(Lane *lane, floats factor) {
     lane->sound = both(lane->sound, less(absolute(high), splat(NEAREST_LIMIT)));
 }
 
-INLINE void start_with_extent(int length, const floats x[][UNITS], const floats w[][UNITS], Lane lane[UNITS], Candidates candidates) {
+INLINE void start_with_extent(
+    int length, const floats x[][UNITS], const floats w[][UNITS], Lane lane[UNITS], Candidates candidates
+) {
     const float top = candidates.top;
     floats error[UNITS];
     for (int u = 0; u < UNITS; ++u) {
@@ -71,7 +73,10 @@ INLINE void start_with_extent(int length, const floats x[][UNITS], const floats 
     for (int u = 0; u < UNITS; ++u) lane[u].error = error[u];
 }
 
-INLINE void fit(Lane *lane, floats sum_l, floats sum_l2, floats sum_xl, floats *scale, floats *minimum, floats *exists) {
+// By weighted least squares, for levels with these sums; `exists` is a mask.
+INLINE void fit(
+    const Lane *lane, floats sum_l, floats sum_l2, floats sum_xl, floats *scale, floats *minimum, floats *exists
+) {
     const floats zero = splat(0), determinant = lane->sum_w * sum_l2 - sum_l * sum_l;
     *exists = less(zero, determinant);
     *scale = (lane->sum_w * sum_xl - lane->sum_x * sum_l) / determinant;
@@ -155,7 +160,9 @@ INLINE void keep_levels(int length, const float *x, const Found *found, int lane
 }
 
 // Rounds to a scale and a minimum that have been rounded. Returns false where vectors do not round as the reference.
-INLINE bool round_affine(int length, const float *x, float unit, float offset, const Found *found, int lane, int top, uint8_t *to) {
+INLINE bool round_affine(
+    int length, const float *x, float unit, float offset, const Found *found, int lane, int top, uint8_t *to
+) {
     const float least = (found->smallest[lane] + offset) / unit, most = (found->largest[lane] + offset) / unit;
     if (!(fabsf(least) < NEAREST_LIMIT && fabsf(most) < NEAREST_LIMIT)) return false;
     for (int i = 0; i < length; i += 16) {

@@ -9,8 +9,8 @@
 #define TRIES 7
 #define LEAST_VALUE (-127)
 
-// The nearest value, and its number, for a number in steps of a half: all the middles between two values are such steps,
-// and what lies in the middle goes up.
+// The nearest value, and its number, for a number in steps of a half: all the middles between two values are such
+// steps, and what lies in the middle goes up.
 #define NEAREST_VALUES(v) \
     [0 ... 24] = v(0, -127), [25 ... 68] = v(1, -104), [69 ... 107] = v(2, -83), [108 ... 141] = v(3, -65), \
     [142 ... 171] = v(4, -49), [172 ... 198] = v(5, -35), [199 ... 223] = v(6, -22), [224 ... 246] = v(7, -10), \
@@ -79,7 +79,7 @@ INLINE void search_iq4(const floats x[BLOCK][UNITS], const floats w[BLOCK][UNITS
         const floats empty = less(size[u], splat(TINY_GROUP));
         scale[u] = without(scale[u], empty);
         store(found->scale + u * LANES, scale[u]);
-        found->sound[u] = mask_bits(less(sum_w[u], splat(TAME_SUM))) & mask_bits(less(absolute(scale[u]), splat(TAME_SUM)));
+        found->sound[u] = mask_bits(both(less(sum_w[u], splat(TAME_SUM)), less(absolute(scale[u]), splat(TAME_SUM))));
     }
 }
 
@@ -108,11 +108,8 @@ INLINE bool finish_iq4_nl(const float *x, float scale, uint8_t *out) {
 }
 
 INLINE bool finish_iq4_xs(const float *x, const float scales[GROUPS], uint8_t *out) {
-    float largest = 0, scale_of_largest = 0;
     uint16_t high = 0;
-    for (int j = 0; j < GROUPS; ++j)
-        if (fabsf(scales[j]) > largest) largest = fabsf(scales[j]), scale_of_largest = scales[j];
-    const float unit = -scale_of_largest / 32, factor = inverse_of(unit);
+    const float unit = -largest_by_size(scales, GROUPS) / 32, factor = inverse_of(unit);
     memset(out + 4, 0, 4);
     for (int j = 0; j < GROUPS; ++j) {
         const int rounded = nearest_wrapped(factor * scales[j]);
@@ -139,8 +136,10 @@ INLINE unsigned encode_group_iq4_xs(const Group *group, bool weighted) {
         for (int i = 0; i < BLOCK; ++i)
             for (int u = 0; u < UNITS; ++u) w[i][u] = x[i][u] * x[i][u];
     search_iq4(x, w, &found);
-    for (int s = 0; s < GROUP; ++s)
-        if (!all_sound(found.sound, s) || !finish_iq4_xs(group->x[s], found.scale + s * GROUPS, group->out[s])) hard |= 1u << s;
+    for (int s = 0; s < GROUP; ++s) {
+        const float *scales = found.scale + s * GROUPS;
+        if (!all_sound(found.sound, s) || !finish_iq4_xs(group->x[s], scales, group->out[s])) hard |= 1u << s;
+    }
     return hard;
 }
 

@@ -6,7 +6,9 @@
 #include "q45.h"
 #include "q6.h"
 
-enum { TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23 };
+enum { // ggml's numbers
+    TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23
+};
 
 #define KERNEL static __attribute__((noinline)) int64_t
 
@@ -51,7 +53,9 @@ KERNEL encode4(const Work *work) { return encode45(work, &Q4_K, false); }
 KERNEL encode5(const Work *work) { return encode45(work, &Q5_K, false); }
 KERNEL encode4_weighted(const Work *work) { return encode45(work, &Q4_K, true); }
 KERNEL encode5_weighted(const Work *work) { return encode45(work, &Q5_K, true); }
-KERNEL encode_iq4_xs(const Work *work) { FOR_EACH_GROUP(work, BYTES_IQ4_XS, encode_group_iq4_xs(&group, work->importance)); }
+KERNEL encode_iq4_xs(const Work *work) {
+    FOR_EACH_GROUP(work, BYTES_IQ4_XS, encode_group_iq4_xs(&group, work->importance));
+}
 
 // Encodes superblocks one by one; `encode` is compiled for either case.
 #define FOR_EACH_SUPERBLOCK(work, bytes, encode) \

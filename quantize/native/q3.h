@@ -14,9 +14,11 @@ typedef struct {
 
 INLINE floats cut3(floats level) { return within(level, -4, 3); }
 
-// Moves weight `i` of each block to where the fit is best without it. Returns a mask of the lanes where it moved; `sound`
-// loses those where vectors do not round as the reference.
-INLINE floats refine_weight3(floats x, floats w, floats wx, floats *level, floats *sum_lx, floats *sum_l2, floats *sound) {
+// Moves one weight of each block to where the fit is best without it. Returns a mask of the lanes where it moved;
+// `sound` loses those where vectors do not round as the reference.
+INLINE floats refine_weight3(
+    floats x, floats w, floats wx, floats *level, floats *sum_lx, floats *sum_l2, floats *sound
+) {
     const floats zero = splat(0);
     floats lx = *sum_lx - wx * *level, l2 = *sum_l2 - w * *level * *level;
     const floats positive = less(zero, lx), wanted = x * l2 / lx;
@@ -58,7 +60,8 @@ INLINE bool search3(const Weights16 *weights, const floats extreme[UNITS16], Fou
     for (int u = 0; u < UNITS16; ++u) {
         const floats scale = both(sum_lx[u] / sum_l2[u], less(zero, sum_l2[u]));
         store(found->scale + u * LANES, without(scale, empty[u]));
-        for (int i = 0; i < BLOCK16; ++i) store(refined->level[i] + u * LANES, without(level[i][u] + splat(4), empty[u]));
+        for (int i = 0; i < BLOCK16; ++i)
+            store(refined->level[i] + u * LANES, without(level[i][u] + splat(4), empty[u]));
         all_sound &= mask_bits(either(sound[u], empty[u]));
     }
     return all_sound == ALL_LANES;
@@ -75,12 +78,10 @@ INLINE void pack_scales3(const uint8_t levels[GROUPS16], uint8_t packed[12]) {
 
 // By the largest one. Returns the unit.
 INLINE float round_scales3(const float scales[GROUPS16], uint8_t levels[GROUPS16]) {
-    float largest = 0, scale_of_largest = 0;
-    for (int j = 0; j < GROUPS16; ++j)
-        if (fabsf(scales[j]) > largest) largest = fabsf(scales[j]), scale_of_largest = scales[j];
+    const float largest = largest_by_size(scales, GROUPS16);
     memset(levels, 0, GROUPS16);
-    if (scale_of_largest == 0) return 0;
-    const float factor = -32.0f / scale_of_largest;
+    if (largest == 0) return 0;
+    const float factor = -32.0f / largest;
     for (int j = 0; j < GROUPS16; ++j) {
         const int8_t rounded = (int8_t)nearest_wrapped(factor * scales[j]);
         levels[j] = (uint8_t)((rounded < -32 ? -32 : rounded > 31 ? 31 : rounded) + 32);
@@ -109,11 +110,9 @@ INLINE Sums3 sum_scales3(const float scales[GROUPS16], const float weights[GROUP
 
 // The search of `symmetric.h` for one block, whose weights are the scales. Returns the unit.
 INLINE float fit_scales3(const float scales[GROUPS16], const float weights[GROUPS16], uint8_t levels[GROUPS16]) {
-    float largest = 0, extreme = 0;
-    for (int j = 0; j < GROUPS16; ++j)
-        if (fabsf(scales[j]) > largest) largest = fabsf(scales[j]), extreme = scales[j];
+    const float extreme = largest_by_size(scales, GROUPS16);
     memset(levels, 0, GROUPS16);
-    if (largest < TINY_GROUP) return 0;
+    if (fabsf(extreme) < TINY_GROUP) return 0;
     float kept = -32 / extreme;
     Sums3 sums = sum_scales3(scales, weights, kept);
     float unit = sums.l2 != 0 ? sums.lx / sums.l2 : 0, best = unit * sums.lx;
@@ -121,7 +120,8 @@ INLINE float fit_scales3(const float scales[GROUPS16], const float weights[GROUP
         if (step == 0) continue;
         const float factor = -(32 + 0.1f * (float)step) / extreme;
         sums = sum_scales3(scales, weights, factor);
-        if (sums.l2 > 0 && sums.lx * sums.lx > best * sums.l2) unit = sums.lx / sums.l2, best = unit * sums.lx, kept = factor;
+        if (!(sums.l2 > 0 && sums.lx * sums.lx > best * sums.l2)) continue;
+        unit = sums.lx / sums.l2, best = unit * sums.lx, kept = factor;
     }
     for (int j = 0; j < GROUPS16; ++j) levels[j] = (uint8_t)(32 + cut_scale3(kept * scales[j]));
     return unit;
@@ -138,7 +138,9 @@ INLINE void pack_levels3(uint8_t levels[SUPERBLOCK], uint8_t *out) {
 }
 
 // Returns false if the reference has to do it. The scales' unit is found by their size, or by how much each matters.
-INLINE bool search_both3(const float *x, const float *importance, Found16 *found, Refined *refined, uint8_t levels[GROUPS16], float *unit) {
+INLINE bool search_both3(
+    const float *x, const float *importance, Found16 *found, Refined *refined, uint8_t levels[GROUPS16], float *unit
+) {
     Weights16 weights;
     floats extreme[UNITS16];
     load_blocks16(x, weights.x);

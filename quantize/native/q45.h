@@ -40,7 +40,9 @@ INLINE void pack_levels(const uint8_t levels[SUPERBLOCK], bool fifth_bit, uint8_
 }
 
 // Rounds the scales and minima of the superblock that begins with lane `first`. Returns their units.
-INLINE void round_both(const Kind45 *kind, bool weighted, const Found *found, int first, uint8_t packed[12], float units[2]) {
+INLINE void round_both(
+    const Kind45 *kind, bool weighted, const Found *found, int first, uint8_t packed[12], float units[2]
+) {
     uint8_t scales[GROUPS], minima[GROUPS];
     float negated[GROUPS];
     for (int j = 0; j < GROUPS; ++j) negated[j] = -found->minimum[first + j];
@@ -59,7 +61,9 @@ INLINE void round_both(const Kind45 *kind, bool weighted, const Found *found, in
 }
 
 // `first` is the superblock's first lane. Returns false if the reference has to do it.
-INLINE bool finish_superblock(const Kind45 *kind, bool weighted, const float *x, const Found *found, int first, uint8_t *out) {
+INLINE bool finish_superblock(
+    const Kind45 *kind, bool weighted, const float *x, const Found *found, int first, uint8_t *out
+) {
     const int top = (int)kind->plain.top;
     uint8_t scales[GROUPS], minima[GROUPS], levels[SUPERBLOCK];
     float units[2];

@@ -24,19 +24,17 @@ INLINE bool encode_superblock6(const float *x, const float *importance, uint8_t 
     Found16 found;
     floats extreme[UNITS16];
     uint8_t levels[SUPERBLOCK], *scales = out + 192;
-    float scale_of_largest = 0, largest_scale = 0;
     load_blocks16(x, weights.x);
     if (importance) load_blocks16(importance, weights.w);
     else weigh_by_square(&weights);
     if (!find_extremes16(&weights, extreme, found.largest)) return false;
     search_symmetric(&weights, extreme, 32, &found);
-    for (int j = 0; j < GROUPS16; ++j)
-        if (fabsf(found.scale[j]) > largest_scale) largest_scale = fabsf(found.scale[j]), scale_of_largest = found.scale[j];
-    if (largest_scale < TINY_GROUP) {
+    const float largest_scale = largest_by_size(found.scale, GROUPS16);
+    if (fabsf(largest_scale) < TINY_GROUP) {
         memset(out, 0, BYTES_Q6_K);
         return true;
     }
-    const float factor = -128.0f / scale_of_largest;
+    const float factor = -128.0f / largest_scale;
     const uint16_t half = half_of(1 / factor);
     put_half(out + 208, half);
     for (int j = 0; j < GROUPS16; ++j) {

@@ -46,6 +46,14 @@ INLINE float float_of_half(uint16_t half) {
     return float_of(sign | ((magnitude << 13) + 0x38000000));
 }
 
+// The value that is largest without its sign, the first of several; 0 if there is none.
+INLINE float largest_by_size(const float *values, int count) {
+    float largest = 0;
+    for (int j = 0; j < count; ++j)
+        if (fabsf(values[j]) > fabsf(largest)) largest = values[j];
+    return largest;
+}
+
 INLINE void put_half(uint8_t *to, uint16_t half) { memcpy(to, &half, sizeof half); }
 
 #endif
