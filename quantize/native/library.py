@@ -33,7 +33,7 @@ class Library:
         out: NDArray[np.uint8],
         importance: NDArray[np.float32] | None = None,
     ) -> int:
-        """Quantize `rows` (row count × weights a row: whole blocks, contiguous) into `out`, which has exactly their bytes.
+        """Quantize `rows` (row count × weights a row: whole blocks, contiguous) into `out`, which has their bytes.
 
         `importance` has one number a column. Returns how many weights were left to ggml, as their numbers are such
         that vectors would round them otherwise. Raises `ValueError` for a type that there is no kernel for.
