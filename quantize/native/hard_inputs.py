@@ -161,7 +161,8 @@ def pieces(seed: int, count: int, generators: tuple[Generator, ...] = ALL) -> It
     random = np.random.default_rng(seed)
     for generator in generators:
         with np.errstate(all="ignore"):
-            yield generator.__name__.strip("_"), np.ascontiguousarray(generator(random, count), dtype=np.float32)
+            weights = np.ascontiguousarray(generator(random, count), dtype=np.float32)
+        yield generator.__name__.strip("_"), weights
 
 
 def importance(seed: int, columns: int) -> Weights:
