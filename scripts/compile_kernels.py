@@ -10,6 +10,7 @@ no library. PESTLE_KERNELS=off leaves it out.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import os
 import platform
 import shlex
@@ -55,10 +56,13 @@ def compile_library(target: Path, extra: tuple[str, ...] = ()) -> None:
         raise KernelsError(f"there are no kernels for {platform.machine()}")
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="pestle-") as folder:
-        objects = []
-        for number, (source, flags) in enumerate(OBJECTS):
-            objects.append(str(Path(folder, f"{number}.o")))
-            _run([*compiler, *FLAGS, *flags, *extra, "-c", str(SOURCES / source), "-o", objects[-1]])
+        objects = [str(Path(folder, f"{number}.o")) for number in range(len(OBJECTS))]
+        commands = [
+            [*compiler, *FLAGS, *flags, *extra, "-c", str(SOURCES / source), "-o", out]
+            for out, (source, flags) in zip(objects, OBJECTS, strict=True)
+        ]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(_run, commands))
         library = Path(folder, target.name)
         _run([*compiler, *extra, "-shared", "-o", str(library), *objects, "-lm"])
         part = target.with_name(f".{target.name}")
