@@ -24,7 +24,7 @@ from app.llama import quantizer
 from app.llama.library import build_name
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize.native import hard_inputs
-from quantize.native.encoder import KERNELS
+from quantize.native.encoder import KERNELS, has_kernel
 from quantize.native.library import LEVELS, Library, open_library
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def main() -> int:
     ]
     print(*lines, sep="\n")
     for name, weighted in itertools.product(KERNELS, (False, True)):
+        if not has_kernel(TENSOR_TYPE_NUMBERS[name], weighted=weighted):
+            continue
         lines.append(_row(name, weighted, piece.reshape(rows, WIDTH), libraries, asked.runs))
         print(lines[-1], flush=True)
     when = dt.datetime.now(dt.UTC).date().isoformat()

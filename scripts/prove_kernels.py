@@ -25,11 +25,12 @@ from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize.encoding import available_cpus
 from quantize.native import hard_inputs
-from quantize.native.encoder import KERNELS
+from quantize.native.encoder import KERNELS, has_kernel
 from quantize.native.library import LEVELS, PATH, Library, open_library
 
 ROWS = 171  # an odd number of superblocks, and of rows, at each width
 WIDTHS = (256, 768, 2048)
+SHORT_BLOCKS = ("q8_0", "q4_0", "iq4_nl")  # rows of them may end anywhere in a group
 
 
 @dataclass
@@ -62,6 +63,7 @@ def main() -> int:
         work = [
             pool.submit(_compare, asked.library, name, seed, asked.gigabytes * 1e9 / 4, deadline, weighted=weighted)
             for seed, (name, weighted) in enumerate(itertools.product(asked.type, (False, True)), asked.seed << 32)
+            if has_kernel(TENSOR_TYPE_NUMBERS[name], weighted=weighted)
         ]
         for done in work:
             counts.update(done.result())
@@ -82,7 +84,7 @@ def _compare(
     libraries = [library for level in range(len(LEVELS)) if (library := open_library(path, level)) is not None]
     counts = {(name, weighted, LEVELS[library.level]): Count() for library in libraries}
     while min(count.weights for count in counts.values()) < weights and time.monotonic() < deadline:
-        width = WIDTHS[seed % len(WIDTHS)] + (96 if name == "iq4_nl" else 0)
+        width = WIDTHS[seed % len(WIDTHS)] + (96 if name in SHORT_BLOCKS else 0)
         columns = hard_inputs.importance(seed, width) if weighted else None
         for generator, piece in hard_inputs.pieces(seed, ROWS * width):
             rows = piece.reshape(ROWS, width)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KERNELS = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs")
+KERNELS = ("q8_0", "q4_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs")
+UNWEIGHTED = ("q4_0",)
+"""Those that are for quantizing without an importance matrix only."""
 _NUMBERS = {TENSOR_TYPE_NUMBERS[name]: name for name in KERNELS}
 
 _log = logging.getLogger(__name__)
@@ -31,16 +33,23 @@ def encode_rows(
     importance: NDArray[np.float32] | None = None,
 ) -> None:
     """Quantize `rows` (row count × weights a row, contiguous) into `out`, which has exactly the bytes they take."""
-    kernel = _proven(tensor_type, weighted=importance is not None) if tensor_type in _NUMBERS else None
+    weighted = importance is not None
+    kernel = _proven(tensor_type, weighted=weighted) if has_kernel(tensor_type, weighted=weighted) else None
     if kernel is None:
         quantizer.encode_rows(tensor_type, rows, out, importance)
     else:
         kernel.encode_rows(tensor_type, rows, out, importance)
 
 
+def has_kernel(tensor_type: int, *, weighted: bool) -> bool:
+    """Tell whether there is a kernel for a type, `weighted`: with an importance matrix."""
+    return tensor_type in _NUMBERS and not (weighted and _NUMBERS[tensor_type] in UNWEIGHTED)
+
+
 def notes(type_names: Iterable[str], *, weighted: bool) -> list[str]:
     """Tell why types that there are kernels for would be quantized without; compares the kernels if need be."""
-    wanted = [name for name in KERNELS if name in set(type_names)]
+    names = set(type_names)
+    wanted = [name for name in KERNELS if name in names and has_kernel(TENSOR_TYPE_NUMBERS[name], weighted=weighted)]
     if wanted and open_library() is None:
         return ["Pestle's own kernels are not installed: ggml quantizes instead, to the same bytes in more time"]
     off = [name for name in wanted if _proven(TENSOR_TYPE_NUMBERS[name], weighted=weighted) is None]

@@ -1,12 +1,14 @@
 // The kernels for the instruction set that this file is compiled for; ENCODE is the name of the result.
 #include "kernels.h"
 #include "iq4.h"
+#include "plain.h"
 #include "q2.h"
 #include "q3.h"
 #include "q45.h"
 #include "q6.h"
 
 enum { // ggml's numbers
+    TYPE_Q4_0 = 2, TYPE_Q8_0 = 8,
     TYPE_Q2_K = 10, TYPE_Q3_K = 11, TYPE_Q4_K = 12, TYPE_Q5_K = 13, TYPE_Q6_K = 14, TYPE_IQ4_NL = 20, TYPE_IQ4_XS = 23
 };
 
@@ -73,6 +75,19 @@ KERNEL encode2(const Work *work) { FOR_EACH_SUPERBLOCK(work, BYTES_Q2_K, encode_
 KERNEL encode3(const Work *work) { FOR_EACH_SUPERBLOCK(work, BYTES_Q3_K, encode_superblock3); }
 KERNEL encode6(const Work *work) { FOR_EACH_SUPERBLOCK(work, BYTES_Q6_K, encode_superblock6); }
 
+#define FOR_EACH_BLOCK(work, bytes, encode) \
+    const int64_t blocks = work->rows * (work->row_weights / PLAIN); \
+    int64_t asked = 0; \
+    for (int64_t at = 0; at < blocks; ++at) \
+        if (!encode(work->x + at * PLAIN, work->out + at * bytes)) { \
+            ask_reference(work, at, PLAIN, bytes); \
+            asked += PLAIN; \
+        } \
+    return asked
+
+KERNEL encode4_plain(const Work *work) { FOR_EACH_BLOCK(work, BYTES_Q4_0, encode_q4_0); }
+KERNEL encode8_plain(const Work *work) { FOR_EACH_BLOCK(work, BYTES_Q8_0, encode_q8_0); }
+
 // Rows may end within a group: its blocks are copied, the last one again and again where there are no more.
 KERNEL encode_iq4_nl(const Work *work) {
     const int64_t blocks = work->rows * (work->row_weights / BLOCK);
@@ -95,6 +110,8 @@ KERNEL encode_iq4_nl(const Work *work) {
 
 int64_t ENCODE(const Work *work) {
     switch (work->type) {
+    case TYPE_Q4_0: return work->importance ? -1 : encode4_plain(work);
+    case TYPE_Q8_0: return encode8_plain(work); // importance changes nothing
     case TYPE_Q2_K: return encode2(work);
     case TYPE_Q3_K: return encode3(work);
     case TYPE_Q4_K: return work->importance ? encode4_weighted(work) : encode4(work);

@@ -51,11 +51,30 @@ static inline floats look_up(const float table[512], floats a) {
     return _mm256_i32gather_ps(table + 256, entry, 4);
 }
 
+static inline floats truncated(floats a) { return _mm256_cvtepi32_ps(_mm256_cvttps_epi32(a)); } // for |a| < 2^31
+
+static inline float largest_lane(floats a) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+static inline __m256i words_of(const floats values[16 / LANES]) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(values[0]), _mm256_cvtps_epi32(values[1]));
+    return _mm256_permute4x64_epi64(words, 0xD8);
+}
+
 // Sixteen whole numbers from 0 to 255 become bytes.
 static inline void store_bytes(uint8_t *to, const floats values[16 / LANES]) {
-    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(values[0]), _mm256_cvtps_epi32(values[1]));
-    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
+    const __m256i words = words_of(values);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i *)to, bytes);
+}
+
+// Sixteen whole numbers from -128 to 127 become bytes.
+static inline void store_signed_bytes(uint8_t *to, const floats values[16 / LANES]) {
+    const __m256i words = words_of(values);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128((__m128i *)to, bytes);
 }
 
@@ -94,10 +113,25 @@ static inline floats look_up(const float table[512], floats a) {
     return _mm_setr_ps(table[256 + entry[0]], table[256 + entry[1]], table[256 + entry[2]], table[256 + entry[3]]);
 }
 
+static inline floats truncated(floats a) { return _mm_cvtepi32_ps(_mm_cvttps_epi32(a)); }
+
+static inline float largest_lane(floats a) {
+    const floats two = _mm_max_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+static inline __m128i words_of(floats first, floats second) {
+    return _mm_packs_epi32(_mm_cvtps_epi32(first), _mm_cvtps_epi32(second));
+}
+
 static inline void store_bytes(uint8_t *to, const floats values[16 / LANES]) {
-    const __m128i low = _mm_packs_epi32(_mm_cvtps_epi32(values[0]), _mm_cvtps_epi32(values[1]));
-    const __m128i high = _mm_packs_epi32(_mm_cvtps_epi32(values[2]), _mm_cvtps_epi32(values[3]));
-    _mm_storeu_si128((__m128i *)to, _mm_packus_epi16(low, high));
+    const __m128i bytes = _mm_packus_epi16(words_of(values[0], values[1]), words_of(values[2], values[3]));
+    _mm_storeu_si128((__m128i *)to, bytes);
+}
+
+static inline void store_signed_bytes(uint8_t *to, const floats values[16 / LANES]) {
+    const __m128i bytes = _mm_packs_epi16(words_of(values[0], values[1]), words_of(values[2], values[3]));
+    _mm_storeu_si128((__m128i *)to, bytes);
 }
 
 #else
