@@ -74,6 +74,7 @@ def main() -> int:
         size = count.weights * 4 / 1e9
         print(f"| {name} | {'yes' if weighted else 'no'} | {level} | {size:.2f} | {share:.2%} | {count.differing} |")
     failures = [line for count in counts.values() for line in count.failures]
+    failures += [f"{name}: nothing was compared in time" for (name, *_), count in counts.items() if not count.weights]
     print(*failures[:20], sep="\n", file=sys.stderr)
     return 1 if failures else 0
 
