@@ -331,6 +331,8 @@ def _load_model(settings: ServeSettings, model_file: Path) -> LoadModel:
         cache_type=settings.cache_type,
         flash_attention=settings.flash_attn,
         micro_batch_size=settings.ubatch_size,
+        speculate=settings.speculate,
+        draft_tokens=settings.draft_tokens,
     )
 
 

@@ -29,6 +29,7 @@ from app.messages import FrameReader, Hello, LoadFailed, LoadModel, ToWorker, en
 from app.worker.engine import Engine
 from app.worker.prefix_files import PrefixFiles, model_identity
 from app.worker.prefix_store import PrefixStore
+from app.worker.speculation import Speculation, guesses_in_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,8 @@ def main(arguments: list[str]) -> int:
         return 1
     with model, context:
         store = PrefixStore(command.prefix_memory_bytes, can_rewind=model.can_rewind)
-        engine = Engine(model, context, connection.send, command.itl_target, store, _prefix_files(command))
+        files, speculation = _prefix_files(command), _speculation(command, model)
+        engine = Engine(model, context, connection.send, command.itl_target, store, files, speculation)
         try:
             engine.warm_up()
         except DecodeError as error:
@@ -138,6 +140,20 @@ def _prefix_files(command: LoadModel) -> PrefixFiles | None:
         return None
 
 
+def _speculation(command: LoadModel, model: Model) -> Speculation | None:
+    if command.speculate == "off":
+        return None
+    if not model.can_rewind:
+        print("worker: no speculation: this model's memory cannot be cut back", file=sys.stderr, flush=True)
+        return None
+    return Speculation(command.draft_tokens, _guesses_in_step(command, model))
+
+
+def _guesses_in_step(command: LoadModel, model: Model) -> int:
+    wanted = command.speculate != "off" and model.can_rewind
+    return guesses_in_step(command.slots, command.draft_tokens) if wanted else 0
+
+
 def load(command: LoadModel) -> tuple[Model, Context, Hello]:
     """Load the model and make its context. Raises ModelLoadError."""
     started = time.perf_counter()
@@ -155,6 +171,7 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
             context_length=context_length,
             batch_size=max(command.batch_size, command.slots),
             threads=thread_count(command.threads),
+            logits_rows=command.slots + _guesses_in_step(command, model),
             shared_tokens=command.kv_tokens or None,
             cache_type=command.cache_type,
             flash_attention=command.flash_attention,

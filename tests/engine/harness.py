@@ -13,6 +13,7 @@ from app.messages import Generate, Piece, Sampling, Step
 from app.worker.engine import Engine
 from app.worker.prefix_files import PrefixFiles
 from app.worker.prefix_store import PrefixStore
+from app.worker.speculation import Speculation
 
 GREEDY = Sampling(temperature=0)
 
@@ -26,9 +27,17 @@ class Harness:
     sent: list[msgspec.Struct] = field(default_factory=list)
     store: PrefixStore | None = None
     files: PrefixFiles | None = None
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
-        self.engine = Engine(self.model, self.context, self.sent.append, store=self.store, files=self.files)
+        self.engine = Engine(
+            self.model,
+            self.context,
+            self.sent.append,
+            store=self.store,
+            files=self.files,
+            speculation=self.speculation,
+        )
 
     def tokens(self, text: str) -> bytes:
         return self.model.vocabulary.tokenize(text).astype("<i4").tobytes()

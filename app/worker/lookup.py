@@ -1,0 +1,116 @@
+"""Prompt lookup: guesses what follows a sequence's tokens from what followed them where they occurred before. Pure.
+
+A guess costs nothing until a step computes it, and whether it was right shows with the next token that is drawn. So how
+often guesses come true is known also of a text in which none was ever computed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Tokens = npt.NDArray[np.int32]
+
+_TOKEN_BITS = 21  # of a token in a key; larger vocabularies would only make keys ambiguous
+_PAIR_MASK = (1 << 2 * _TOKEN_BITS) - 1
+_LONGEST_MATCH = 24  # tokens; longer ones promise no more
+_BOUNDS = (2, 3, 4, 6, 9, 14, _LONGEST_MATCH)  # of the lengths of matches that are counted together
+_BUCKETS = [sum(matched > bound for bound in _BOUNDS) for matched in range(_LONGEST_MATCH + 2)]
+_FIRST_RATES = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
+_FIRST_TRIALS = 8  # that the rates which nobody has measured yet count for
+_INHERITED_TRIALS = 4  # that the rates of other sequences count for
+_MOST_TRIALS = 32  # so many of the newest count; texts change
+_MOST_TRIALS_OF_ALL = 512
+
+
+class HitRates:
+    """How often the next token is the guessed one, by how many tokens had matched before it."""
+
+    def __init__(self, others: HitRates | None = None) -> None:
+        """Begin with what was seen in others, or with a guess."""
+        self._rates = list(_FIRST_RATES if others is None else others._rates)
+        self._trials = [_FIRST_TRIALS if others is None else _INHERITED_TRIALS] * len(self._rates)
+        self._most_trials = _MOST_TRIALS_OF_ALL if others is None else _MOST_TRIALS
+        self._others = others
+
+    def observe(self, matched: int, *, hit: bool) -> None:
+        """Learn whether the guess that followed a match came true."""
+        bucket = _BUCKETS[min(matched, _LONGEST_MATCH + 1)]
+        self._trials[bucket] = trials = min(self._trials[bucket] + 1, self._most_trials)
+        self._rates[bucket] += (hit - self._rates[bucket]) / trials
+        if self._others is not None:
+            self._others.observe(matched, hit=hit)
+
+    def expected(self, matched: int, most: int) -> list[float]:
+        """Return how many of the next 1, 2, ... `most` guesses come true, on average, up to the first that doesn't."""
+        chance, total, totals = 1.0, 0.0, []
+        for depth in range(matched, matched + most):
+            chance *= self._rates[_BUCKETS[min(depth, _LONGEST_MATCH + 1)]]
+            total += chance
+            totals.append(total)
+        return totals
+
+
+class PromptLookup:
+    """One sequence's guesses. Where two or three tokens at its end occurred before, the text may go on as it did there.
+
+    A match is followed until a token differs, then another one is looked for.
+    """
+
+    def __init__(self, tokens: Tokens, n_prompt: int, others: HitRates) -> None:
+        """Index the prompt. `tokens` is the sequence's own array, which goes on growing."""
+        self._tokens = tokens
+        self._rates = HitRates(others)
+        self._length = n_prompt  # of what is indexed
+        self._source = 0  # index of the next guess in `tokens`; 0: there is none
+        self._matched = 0  # tokens before it that equal those at the end
+        prompt = tokens[:n_prompt].astype(np.int64)
+        pairs = prompt[:-1] << _TOKEN_BITS | prompt[1:]
+        triples = pairs[:-1] << _TOKEN_BITS | prompt[2:]
+        self._after_pair = dict(zip(pairs.tolist(), range(2, n_prompt + 1), strict=True))
+        self._after_triple = dict(zip(triples.tolist(), range(3, 3 + len(triples)), strict=True))
+        self._last_pair = int(pairs[-1]) if len(pairs) else int(prompt[0])
+
+    @property
+    def has_guess(self) -> bool:
+        """Whether there is something to guess from."""
+        return self._source > 0
+
+    def follow(self, n_tokens: int) -> None:
+        """Take in the tokens that were drawn since; there are `n_tokens` now."""
+        for end in range(self._length + 1, n_tokens + 1):
+            self._take(int(self._tokens[end - 1]), end)
+        self._length = n_tokens
+
+    def expected(self, most: int) -> list[float]:
+        """Return how many of the next 1, 2, ... `most` guesses come true, on average."""
+        return self._rates.expected(self._matched, most)
+
+    def write(self, count: int) -> None:
+        """Write guesses behind the known tokens; a match that reaches these goes on into the guesses."""
+        end = self._length
+        guesses = self._tokens[self._source : min(self._source + count, end)]
+        self._tokens[end : end + count] = guesses if len(guesses) == count else np.resize(guesses, count)
+
+    def _take(self, token: int, end: int) -> None:
+        """Take in the token before index `end`: see whether it was guessed, find a match, index it."""
+        if self._source:
+            hit = int(self._tokens[self._source]) == token
+            self._rates.observe(self._matched, hit=hit)
+            self._source, self._matched = (self._source + 1, self._matched + 1) if hit else (0, 0)
+        triple = self._last_pair << _TOKEN_BITS | token
+        pair = self._last_pair = triple & _PAIR_MASK
+        if not self._source:
+            self._source = self._after_triple.get(triple) or self._after_pair.get(pair, 0)
+            self._matched = self._common_end(self._source, end) if self._source else 0
+        self._after_triple[triple] = self._after_pair[pair] = end
+
+    def _common_end(self, left: int, right: int) -> int:
+        """Return how many tokens before the two indices are the same; left < right."""
+        most = min(left, _LONGEST_MATCH)
+        same = self._tokens[left - most : left] == self._tokens[right - most : right]
+        return most - 1 - int(np.flatnonzero(~same)[-1]) if not same.all() else most

@@ -1,0 +1,148 @@
+"""How many guesses a step holds: as many as pay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from app.messages import Piece, Sampling, TokenLogprob
+from app.worker.detokenizer import Detokenizer
+from app.worker.grammar import SequenceGrammar
+from app.worker.kv import KvCache
+from app.worker.sampling.sampler import TokenSampler
+from app.worker.scheduler import Scheduler
+from app.worker.sequence import Sequence
+from app.worker.speculation import Shape, Speculation, StepTimes, guesses_in_step
+from app.worker.verification import joined
+
+CYCLE = list(range(10, 40))
+
+
+def stream(request: int = 1, prompt: list[int] | None = None, answer: int = 30, room: int = 40) -> Sequence:
+    """Return a sequence that has repeated so many tokens of its prompt."""
+    prompt = CYCLE * 2 if prompt is None else prompt
+    tokens = np.zeros(len(prompt) + answer + room, np.int32)
+    tokens[: len(prompt)] = prompt
+    tokens[len(prompt) : len(prompt) + answer] = np.resize(prompt[:30], answer)
+    known = len(prompt) + answer
+    sampler = TokenSampler(Sampling(temperature=0), 100)
+    return Sequence(request, tokens, len(prompt), known, 0.0, sampler, Detokenizer(), n_computed=known - 1)
+
+
+def measured(most: int = 15, streams: int = 1, seconds: float = 1.0, per_guess: float = 0.1) -> Speculation:
+    """Return a speculation that has seen every shape of step with so many streams."""
+    speculation = Speculation(most, 64)
+    for _ in range(8):
+        speculation.times.observe(Shape(streams), seconds)
+        for guessing in range(1, streams + 1):
+            for count in (1, 3, 7, 15):
+                took = seconds + per_guess * guessing * count
+                speculation.times.observe(Shape(streams, guessing, count), took)
+    return speculation
+
+
+def test_cheap_guesses_are_many_and_dear_ones_none() -> None:
+    assert measured(per_guess=0.01).guess([stream()], 64) == {1: 15}
+    assert measured(per_guess=0.3).guess([stream()], 64)[1] < 15
+    assert measured(per_guess=1.0).guess([stream()], 64) == {}
+
+
+def test_guesses_are_written_behind_the_known_tokens() -> None:
+    one = stream()
+    count = measured(most=7).guess([one], 64)[1]
+    assert count == 7
+    assert one.tokens[one.n_tokens : one.n_tokens + count].tolist() == CYCLE[:7]
+    assert one.n_pending == 1
+
+
+def test_without_a_measured_step_nothing_is_guessed() -> None:
+    speculation = Speculation(7, 64)
+    assert speculation.guess([stream()], 64) == {}
+    speculation.times.observe(Shape(1), 1.0)
+    assert speculation.guess([stream()], 64) == {1: 7}
+
+
+def test_room_bounds_the_guesses_of_an_answer_and_of_a_step() -> None:
+    speculation = measured(per_guess=0.01)
+    assert speculation.guess([stream(room=5)], 64) == {1: 3}
+    assert speculation.guess([stream(room=1)], 64) == {}
+    assert speculation.guess([stream()], 4) == {1: 3}
+    assert speculation.guess([stream()], 0) == {}
+
+
+def test_only_those_with_something_to_guess_from_do() -> None:
+    speculation = measured(streams=2, per_guess=0.01)
+    plain = stream(2, prompt=list(range(50, 90)), answer=0)
+    plain.append(1)
+    assert list(speculation.guess([stream(1), plain], 64)) == [1]
+    held = stream(3)
+    held.grammar = SequenceGrammar("")
+    assert list(speculation.guess([held, stream(1)], 64)) == [1]
+    assert set(speculation.guess([stream(1), stream(2)], 64)) == {1, 2}
+    assert len(speculation.guess([stream(1), stream(2)], 15)) == 1 or speculation.guess([stream(1), stream(2)], 15)[1] <= 7
+
+
+def test_an_unmeasured_shape_is_tried_and_a_bad_one_again_after_a_while() -> None:
+    times = StepTimes()
+    assert times.without_guesses(1) is None
+    times.observe(Shape(1), 1.0)
+    assert 1.0 < times.with_guesses(Shape(1, 1, 3), 1.0) < 3.0
+    times.observe(Shape(1, 1, 3), 3.0)
+    assert times.with_guesses(Shape(1, 1, 3), 1.0) == 3.0
+    for _ in range(600):
+        times.observe(Shape(1), 1.0)
+    assert 1.5 < times.with_guesses(Shape(1, 1, 3), 1.0) < 2.5
+
+
+def test_one_disturbed_step_does_not_spoil_an_average() -> None:
+    times = StepTimes()
+    for _ in range(10):
+        times.observe(Shape(1), 1.0)
+    times.observe(Shape(1), 100.0)
+    assert times.without_guesses(1) == pytest.approx(1.2)
+
+
+def test_logits_of_all_guesses_are_bounded() -> None:
+    assert guesses_in_step(1, 15) == 15
+    assert guesses_in_step(64, 7) == 64
+    assert guesses_in_step(4, 31) == 64
+
+
+def test_a_scheduler_gives_guesses_to_streams_and_settles_them() -> None:
+    scheduler = Scheduler(KvCache(2), 100, speculation=measured(most=7, per_guess=0.01))
+    one = stream()
+    one.n_computed = 0
+    scheduler.add(one)
+    scheduler.admit()
+    while one.n_pending > 1:
+        scheduler.advance(scheduler.schedule().chunks)
+    scheduler.advance(scheduler.schedule().chunks)
+    one.append(int(CYCLE[0]))
+    schedule = scheduler.schedule()
+    (chunk,) = schedule.chunks
+    assert (chunk.count, chunk.guesses, schedule.guesses, chunk.wants_logits) == (8, 7, 7, True)
+    scheduler.advance(schedule.chunks)
+    assert scheduler.settle(chunk, 2) == chunk.start + 3 == one.n_computed == chunk.slot.length
+
+
+def test_a_shared_store_gives_up_nothing_for_guesses() -> None:
+    scheduler = Scheduler(KvCache(2, capacity=95), 100, speculation=measured(most=15, per_guess=0.01))
+    one = stream()
+    one.n_computed = 0
+    scheduler.add(one)
+    scheduler.admit()
+    while one.n_pending:
+        scheduler.advance(scheduler.schedule().chunks)
+    one.append(int(CYCLE[0]))
+    assert scheduler.schedule().guesses == 3  # 90 are stored, and its own token
+
+
+def test_pieces_of_a_step_are_joined() -> None:
+    entries = [TokenLogprob(token, b"x", -1.0) for token in range(3)]
+    pieces = [
+        Piece(1, "a", 4, logprobs=entries[:1]),
+        Piece(2, "x", 9),
+        Piece(1, "b", 5, logprobs=entries[1:2]),
+        Piece(1, "c", 6, "stop", logprobs=entries[2:]),
+    ]
+    assert joined(pieces) == [Piece(1, "abc", 6, "stop", logprobs=entries), Piece(2, "x", 9)]
