@@ -13,22 +13,20 @@ import numpy as np
 
 from app.errors import DecodeError, EngineError, NoKvSlotError, RequestError
 from app.llama.batch import Batch
-from app.llama.device import thread_count
 from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step
 from app.worker.budget import StepBudget
+from app.worker.drawing import Drawing
 from app.worker.grammar import Grammars
 from app.worker.kv import KvCache
 from app.worker.prefix_store import PrefixStore
 from app.worker.prefixes import Prefixes, PrefixLoaded
 from app.worker.request import new_sequence
-from app.worker.sampling.batch import NO_TOKEN, sample
+from app.worker.sampling.batch import NO_TOKEN
 from app.worker.sampling.breakers import BreakerTable
-from app.worker.sampling.logprobs import raw_logprobs
-from app.worker.sampling.threads import RowThreads
 from app.worker.scheduler import Scheduler
 from app.worker.sequence import Sequence
 from app.worker.token_names import TokenNames
-from app.worker.verification import Verification, joined
+from app.worker.verification import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
     from app.worker.sampling.logprobs import RowLogprobs
     from app.worker.scheduler import Chunk, Schedule
     from app.worker.speculation import Speculation
-    from app.worker.verification import Drawn
 
 _COMPUTE_FAILED = -3
 _FAILURES_IN_A_ROW = 3
@@ -73,7 +70,6 @@ class Engine:
         self._eog = model.vocabulary.eog
         self._eog_ids = np.array(sorted(self._eog), np.int32)
         self._breakers = BreakerTable(lambda: model.vocabulary.words, model.vocabulary.tokenize)
-        self._row_threads = RowThreads(thread_count(0))
         self._context = context
         self._batch = Batch(context.batch_size)
         self._cache = KvCache(context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens)
@@ -82,8 +78,10 @@ class Engine:
         store = PrefixStore(0) if store is None else store
         self._prefixes = Prefixes(context, store, files, self._commands.put)
         self._grammars = Grammars(model.vocabulary, self._commands.put)
+        self._drawing = Drawing(self._grammars, self._settle)
         self._publish = publish
         self._pieces_of_step: list[Piece] = []
+        self._accepted = 0  # guesses of this step that came true
         self._failures = 0  # decodes that failed, one after the other
         self._fatal: DecodeError | None = None
         self._no_logits = np.empty((0, self._vocabulary.size), np.float32)
@@ -133,23 +131,15 @@ class Engine:
         started = time.perf_counter()
         self._prepare_slots(self._scheduler.admit(), started)
         schedule = self._scheduler.schedule()
-        rows, logits = self._decode(schedule)
-        verification = Verification(schedule.chunks, logits) if schedule.guesses and rows else None
-        if verification is not None:
-            logits = verification.known
-        rows, logits = self._grammars.ready_rows(rows, logits, idle=not schedule.chunks)
+        drawn = self._drawing.draw(schedule, *self._decode(schedule))
         now = time.perf_counter()
-        samplers, threads = [sequence.sampler for sequence in rows], self._row_threads
-        details = raw_logprobs(logits, [s.top_logprobs for s in rows], [s.edits for s in samplers], threads)
-        tokens = sample(logits, samplers, [s.tokens[: s.n_tokens] for s in rows], self._grammars.masks(rows), threads)
-        further = [] if verification is None else verification.draw(rows, tokens, threads)
-        if verification is not None:
-            self._settle(verification.guessing, further)
-        for sequence, token, detail in zip(rows, tokens, details, strict=True):
-            self._update(sequence, token, detail, now)
-        accepted = 0 if verification is None else self._update_further(verification.guessing, further, now)
-        self._grammars.advance(rows)
-        self._publish_step(schedule, len(rows), accepted, started)
+        generated = 0
+        for sequence, token, detail in drawn:
+            if sequence.slot is not None:  # else it has ended before the tokens that came out of its guesses
+                self._update(sequence, token, detail, now)
+                generated += 1
+        self._grammars.advance([sequence for sequence, _, _ in drawn])
+        self._publish_step(schedule, generated, started)
 
     def check_integrity(self) -> None:
         """Compare the books with llama.cpp's memory; call it between steps. Raises EngineError."""
@@ -215,24 +205,12 @@ class Engine:
         self._scheduler.advance(chunks)
         return [chunk.sequence for chunk in chunks if chunk.wants_logits], logits
 
-    def _settle(self, chunks: list[Chunk], further: list[Drawn]) -> None:
+    def _settle(self, chunk: Chunk, accepted: int) -> None:
         """Cut from the memory the guesses that did not come true."""
-        for chunk, drawn in zip(chunks, further, strict=True):
-            length = self._scheduler.settle(chunk, len(drawn))
-            if len(drawn) < chunk.guesses:
-                self._context.memory.rewind(chunk.slot.index, length)
-
-    def _update_further(self, chunks: list[Chunk], further: list[Drawn], now: float) -> int:
-        """Give the sequences the tokens that came out of guesses, until they end; return how many those are."""
-        accepted = 0
-        for chunk, drawn in zip(chunks, further, strict=True):
-            for token, detail in drawn:
-                if chunk.sequence.slot is None:
-                    break
-                self._update(chunk.sequence, token, detail, now)
-                accepted += 1
-        self._pieces_of_step = joined(self._pieces_of_step)
-        return accepted
+        self._accepted += accepted
+        length = self._scheduler.settle(chunk, accepted)
+        if accepted < chunk.guesses:
+            self._context.memory.rewind(chunk.slot.index, length)
 
     def _make_room(self, error: NoKvSlotError) -> None:
         """Free what nobody uses, so that the next step can try again; else put the youngest sequence back."""
@@ -311,8 +289,10 @@ class Engine:
             self._context.memory.clear(slot.index)
             self._cache.clear(slot)
 
-    def _publish_step(self, schedule: Schedule, rows: int, accepted: int, started: float) -> None:
+    def _publish_step(self, schedule: Schedule, generated: int, started: float) -> None:
         pieces, self._pieces_of_step = self._pieces_of_step, []
+        if schedule.guesses:
+            pieces = joined(pieces)
         if pieces or schedule.prompt_tokens:
             load = Load(
                 running=len(self._scheduler.running),
@@ -320,12 +300,13 @@ class Engine:
                 kv_tokens=self._cache.tokens_in_use,
                 kv_capacity=self._capacity,
                 prompt_tokens_computed=schedule.prompt_tokens,
-                tokens_generated=rows + accepted,
+                tokens_generated=generated,
                 preemptions=self._scheduler.preemptions,
                 step_seconds=time.perf_counter() - started,
                 guessed_tokens=schedule.guesses,
-                accepted_tokens=accepted,
+                accepted_tokens=self._accepted,
             )
             self._publish(Step(pieces, load))
+        self._accepted = 0
         if self._fatal is not None:
             raise EngineError(f"llama.cpp's context is beyond repair: {self._fatal.message}") from self._fatal

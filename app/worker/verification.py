@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.worker.sequence import Sequence as TokenSequence
 
     Logits = npt.NDArray[np.float32]
-    Drawn = list[tuple[int, RowLogprobs | None]]
+    Further = list[tuple[int, RowLogprobs | None]]
 
 
 class Verification:
@@ -33,7 +33,7 @@ class Verification:
     def __init__(self, chunks: Iterable[Chunk], logits: Logits) -> None:
         """Sort the rows of logits, shape (rows, vocabulary): those of the chunks' known tokens, and of guesses."""
         self._logits = logits
-        self.guessing: list[Chunk] = []
+        self._guessing: list[Chunk] = []
         self._rows: dict[TokenSequence, int] = {}  # of the first guess
         known = []
         row = 0
@@ -42,22 +42,24 @@ class Verification:
                 continue
             known.append(row)
             if chunk.guesses:
-                self.guessing.append(chunk)
+                self._guessing.append(chunk)
                 self._rows[chunk.sequence] = row + 1
             row += 1 + chunk.guesses
         self.known: Logits = logits[:1] if len(known) == 1 else logits[known]
 
-    def draw(self, sequences: Sequence[TokenSequence], tokens: list[int], threads: RowThreads) -> list[Drawn]:
-        """Return what is drawn after guesses that came true, for each of `guessing`: one token for each such guess.
+    def draw(
+        self, sequences: Sequence[TokenSequence], tokens: list[int], threads: RowThreads
+    ) -> list[tuple[Chunk, Further]]:
+        """Return what is drawn after guesses that came true, for each chunk with guesses: a token for each such guess.
 
         `tokens` are what the `sequences` have drawn from `known`; nothing is appended to them yet.
         """
         first = dict(zip(sequences, tokens, strict=True))
-        drawn: list[Drawn] = [[] for _ in self.guessing]
+        drawn: list[Further] = [[] for _ in self._guessing]
         going_on = list(range(len(drawn)))
         depth = 0
         while going_on := [line for line in going_on if self._came_true(line, depth, drawn[line], first)]:
-            some = [self.guessing[line].sequence for line in going_on]
+            some = [self._guessing[line].sequence for line in going_on]
             rows = [self._rows[sequence] + depth for sequence in some]
             logits = self._logits[rows[0] : rows[0] + 1] if len(rows) == 1 else self._logits[rows]
             depth += 1
@@ -67,10 +69,10 @@ class Verification:
             next_tokens = sample(logits, samplers, histories, None, threads)
             for line, token, detail in zip(going_on, next_tokens, details, strict=True):
                 drawn[line].append((token, detail))
-        return drawn
+        return list(zip(self._guessing, drawn, strict=True))
 
-    def _came_true(self, line: int, depth: int, drawn: Drawn, first: dict[TokenSequence, int]) -> bool:
-        chunk = self.guessing[line]
+    def _came_true(self, line: int, depth: int, drawn: Further, first: dict[TokenSequence, int]) -> bool:
+        chunk = self._guessing[line]
         if depth == chunk.guesses:
             return False
         sequence = chunk.sequence

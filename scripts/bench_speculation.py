@@ -1,0 +1,170 @@
+"""Measure what prompt lookup gains, and what it costs where nothing repeats, in paired runs of the real engine.
+
+    python scripts/bench_speculation.py MODEL.gguf [--streams 1,8] [--tokens 160] [--pairs 5] [--threads N]
+                                        [--loads edit,extract,prose] [--guesses 15] [--sampled]
+
+A pair is one run without and one with speculation, in turns of who goes first. Two engines of one process take turns on the
+same model. Tokens a second are those of the answers after their first tokens, without the prompts' time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from app.llama.context import Context  # noqa: E402 - found through the line above
+from app.llama.device import thread_count  # noqa: E402
+from app.llama.model import Model  # noqa: E402
+from app.messages import Generate, Sampling, Step  # noqa: E402
+from app.worker.engine import Engine  # noqa: E402
+from app.worker.speculation import Speculation, guesses_in_step  # noqa: E402
+
+CODE = '''\
+class Basket:
+    """What a customer is about to buy."""
+
+    def __init__(self, customer):
+        self.customer = customer
+        self.items = []
+        self.discount = 0
+
+    def add(self, item, count=1):
+        if count < 1:
+            raise ValueError("count must be at least 1")
+        self.items.append((item, count))
+
+    def total(self):
+        result = 0
+        for item, count in self.items:
+            result = result + item.price * count
+        return result - result * self.discount
+
+    def is_empty(self):
+        return len(self.items) == 0
+'''
+REPORT = """\
+The harbour of Veldt was built in 1874 by the engineer Anna Brandt, after two storms had destroyed the old wooden piers.
+It has four basins. The northern basin takes ships of up to 200 metres and handles grain and timber. The southern basin is
+used by the fishing fleet, which lands about 14,000 tonnes of herring a year. The third basin holds the shipyard of Kessler
+and Sons, where 320 people repair ferries. The fourth basin was filled in 1988 and is now a park with a lighthouse museum.
+"""
+LOADS = {
+    "edit": f"Here is some code:\n\n```python\n{CODE}```\n\nHere is the whole code again, with the class renamed to Cart "
+    "and nothing else changed:\n\n```python\nclass Cart:\n",
+    "extract": f"Report:\n{REPORT}\nThe most important sentences of the report, word for word:\n\n1. The harbour of Veldt",
+    "prose": "Once upon a time, in a country far away, there lived an old clockmaker whose name was known in every town. "
+    "One morning he",
+}
+
+
+class Speed(NamedTuple):
+    """Tokens a second of one run, tokens guessed and accepted."""
+
+    tokens: float
+    guessed: int
+    accepted: int
+
+
+class Bench:
+    """An engine that gets the same load again and again."""
+
+    def __init__(self, model: Model, streams: int, threads: int, guesses: int) -> None:
+        rows = streams + guesses_in_step(streams, guesses)
+        self._vocabulary = model.vocabulary
+        self._context = Context(
+            model, slots=streams, context_length=2048, batch_size=512, threads=threads, logits_rows=rows
+        )
+        speculation = Speculation(guesses, guesses_in_step(streams, guesses)) if guesses else None
+        self._steps: list[Step] = []
+        self._engine = Engine(model, self._context, self._publish, speculation=speculation)
+        self._engine.warm_up()
+        self._streams = streams
+        self._request = 0
+
+    def run(self, load: str, tokens: int, sampling: Sampling) -> Speed:
+        """Answer one prompt on each stream; each is a little different."""
+        self._steps.clear()
+        for stream in range(self._streams):
+            self._request += 1
+            prompt = self._vocabulary.tokenize(f"({self._streams}.{stream})\n{LOADS[load]}").astype("<i4").tobytes()
+            self._engine.submit(Generate(self._request, prompt, tokens, sampling, ignore_eos=True))
+        begun: set[int] = set()
+        ended = drawn = guessed = accepted = 0
+        started = time.perf_counter()
+        while ended < self._streams:
+            self._engine.step()
+            if not self._steps:
+                continue
+            step = self._steps.pop()
+            if len(begun) < self._streams:
+                begun.update(piece.request for piece in step.pieces)
+                started = time.perf_counter()
+                continue
+            ended += sum(piece.finish_reason is not None for piece in step.pieces)
+            drawn += step.load.tokens_generated
+            guessed += step.load.guessed_tokens
+            accepted += step.load.accepted_tokens
+        return Speed(drawn / (time.perf_counter() - started), guessed, accepted)
+
+    def _publish(self, message: object) -> None:
+        if isinstance(message, Step):
+            self._steps.append(message)
+
+    def close(self) -> None:
+        """Free the context."""
+        self._context.close()
+
+
+def compare(model: Model, streams: int, arguments: argparse.Namespace) -> None:
+    """Run all loads with so many streams and print a line for each."""
+    threads = thread_count(arguments.threads)
+    plain, guessing = (Bench(model, streams, threads, guesses) for guesses in (0, arguments.guesses))
+    sampling = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=1) if arguments.sampled else Sampling(temperature=0)
+    try:
+        for load in arguments.loads.split(","):
+            ratios, speeds = [], []
+            for pair in range(arguments.pairs):
+                order = (plain, guessing) if pair % 2 else (guessing, plain)
+                found = {bench: bench.run(load, arguments.tokens, sampling) for bench in order}
+                ratios.append(found[guessing].tokens / found[plain].tokens)
+                speeds.append((found[plain].tokens, found[guessing].tokens))
+            off, on = (statistics.median(column) for column in zip(*speeds, strict=True))
+            last = found[guessing]
+            print(
+                f"{streams} streams, {load:8}: {off:6.1f} tokens/s without, {on:6.1f} with; ratio "
+                f"{statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}; "
+                f"last run: {last.accepted} of {last.guessed} guesses right",
+                flush=True,
+            )
+    finally:
+        plain.close()
+        guessing.close()
+
+
+def main() -> int:
+    """Read the arguments, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--streams", default="1,8")
+    parser.add_argument("--tokens", type=int, default=160)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--loads", default=",".join(LOADS))
+    parser.add_argument("--guesses", type=int, default=15)
+    parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 40, top-p 0.95 instead of greedy")
+    arguments = parser.parse_args()
+    with Model(arguments.model, device="cpu") as model:
+        for streams in arguments.streams.split(","):
+            compare(model, int(streams), arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
