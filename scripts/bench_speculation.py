@@ -3,8 +3,8 @@
     python scripts/bench_speculation.py MODEL.gguf [--streams 1,8] [--tokens 160] [--pairs 5] [--threads N]
                                         [--loads edit,extract,prose] [--guesses 15] [--sampled]
 
-A pair is one run without and one with speculation, in turns of who goes first. Two engines of one process take turns on the
-same model. Tokens a second are those of the answers after their first tokens, without the prompts' time.
+A pair is one run without and one with speculation, in turns of who goes first, by two engines of one process on the same
+model. Tokens a second are those of the answers after their first tokens, without the prompts' time.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ class Basket:
         return len(self.items) == 0
 '''
 REPORT = """\
-The harbour of Veldt was built in 1874 by the engineer Anna Brandt, after two storms had destroyed the old wooden piers.
-It has four basins. The northern basin takes ships of up to 200 metres and handles grain and timber. The southern basin is
-used by the fishing fleet, which lands about 14,000 tonnes of herring a year. The third basin holds the shipyard of Kessler
-and Sons, where 320 people repair ferries. The fourth basin was filled in 1988 and is now a park with a lighthouse museum.
+The harbour of Veldt was built in 1874 by the engineer Anna Brandt, after two storms had destroyed the old wooden
+piers. It has four basins. The northern basin takes ships of up to 200 metres and handles grain and timber. The southern
+basin is used by the fishing fleet, which lands about 14,000 tonnes of herring a year. The third basin holds the
+shipyard of Kessler and Sons, where 320 people repair ferries. The fourth basin was filled in 1988 and is now a park
+with a lighthouse museum.
 """
 LOADS = {
     "edit": f"Here is some code:\n\n```python\n{CODE}```\n\nHere is the whole code again, with the class renamed to Cart "
     "and nothing else changed:\n\n```python\nclass Cart:\n",
-    "extract": f"Report:\n{REPORT}\nThe most important sentences of the report, word for word:\n\n1. The harbour of Veldt",
-    "prose": "Once upon a time, in a country far away, there lived an old clockmaker whose name was known in every town. "
-    "One morning he",
+    "extract": f"Report:\n{REPORT}\nThe most important sentences of the report, word for word:\n\n1. The harbour of",
+    "prose": "Once upon a time, in a country far away, there lived an old clockmaker whose name was known in every "
+    "town. One morning he",
 }
 
 
@@ -158,7 +159,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--loads", default=",".join(LOADS))
     parser.add_argument("--guesses", type=int, default=15)
-    parser.add_argument("--sampled", action="store_true", help="temperature 0.8, top-k 40, top-p 0.95 instead of greedy")
+    parser.add_argument(
+        "--sampled", action="store_true", help="temperature 0.8, top-k 40, top-p 0.95 instead of greedy"
+    )
     arguments = parser.parse_args()
     with Model(arguments.model, device="cpu") as model:
         for streams in arguments.streams.split(","):

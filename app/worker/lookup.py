@@ -32,8 +32,8 @@ class HitRates:
 
     def __init__(self, others: HitRates | None = None) -> None:
         """Begin with what was seen in others, or with a guess."""
-        self._rates = list(_FIRST_RATES if others is None else others._rates)
-        self._trials = [_FIRST_TRIALS if others is None else _INHERITED_TRIALS] * len(self._rates)
+        self.rates: list[float] = list(_FIRST_RATES if others is None else others.rates)
+        self._trials = [_FIRST_TRIALS if others is None else _INHERITED_TRIALS] * len(self.rates)
         self._most_trials = _MOST_TRIALS_OF_ALL if others is None else _MOST_TRIALS
         self._others = others
 
@@ -41,7 +41,7 @@ class HitRates:
         """Learn whether the guess that followed a match came true."""
         bucket = _BUCKETS[min(matched, _LONGEST_MATCH + 1)]
         self._trials[bucket] = trials = min(self._trials[bucket] + 1, self._most_trials)
-        self._rates[bucket] += (hit - self._rates[bucket]) / trials
+        self.rates[bucket] += (hit - self.rates[bucket]) / trials
         if self._others is not None:
             self._others.observe(matched, hit=hit)
 
@@ -49,7 +49,7 @@ class HitRates:
         """Return how many of the next 1, 2, ... `most` guesses come true, on average, up to the first that doesn't."""
         chance, total, totals = 1.0, 0.0, []
         for depth in range(matched, matched + most):
-            chance *= self._rates[_BUCKETS[min(depth, _LONGEST_MATCH + 1)]]
+            chance *= self.rates[_BUCKETS[min(depth, _LONGEST_MATCH + 1)]]
             total += chance
             totals.append(total)
         return totals

@@ -2,8 +2,8 @@
 
 Each sequence has tokens that are known and not yet computed. Those that lack one token are computed together, then
 prompts get a chunk, in turns: in a partitioned cache llama.cpp splits a mixed batch into several passes, which together
-take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by the streams' pace. Streams
-may bring guesses of what follows their token (docs/adr/0006), which the caller verifies.
+take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by the streams' pace. Streams may
+bring guesses of what follows their token (docs/adr/0006), which the caller verifies.
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ def guesses_in_step(slots: int, most: int) -> int:
 
 
 class Shape(NamedTuple):
-    """A step of `streams` sequences of which `guessing` bring `count` guesses each."""
+    """A step of `streams` sequences of which `guessing` bring as many `guesses` each."""
 
     streams: int
     guessing: int = 0
-    count: int = 0
+    guesses: int = 0
 
 
 class StepTimes:
@@ -62,7 +62,7 @@ class StepTimes:
         """Return how long a step takes, or may take; `plain`: the same without guesses."""
         known = self._averages.get(shape)
         if known is None:
-            return plain + shape.guessing * shape.count * _GUESSED_COST * plain / shape.streams
+            return plain + shape.guessing * shape.guesses * _GUESSED_COST * plain / shape.streams
         seconds, _, newest = known
         return seconds * max(1 - (self._steps - newest) / _FORGET_AFTER, _LEAST_REMEMBERED)
 

@@ -88,9 +88,13 @@ def joined(pieces: list[Piece]) -> list[Piece]:
         if before is None:
             by_request[piece.request] = piece
             continue
-        entries = None if before.logprobs is None and piece.logprobs is None else [
-            *(before.logprobs or ()),
-            *(piece.logprobs or ()),
-        ]
+        entries = (
+            None
+            if before.logprobs is None and piece.logprobs is None
+            else [
+                *(before.logprobs or ()),
+                *(piece.logprobs or ()),
+            ]
+        )
         by_request[piece.request] = msgspec.structs.replace(piece, text=before.text + piece.text, logprobs=entries)
     return list(by_request.values())

@@ -13,19 +13,19 @@ from app.llama.batch import Batch
 from app.llama.context import Context
 from app.llama.model import Model
 from app.messages import Cancel, Sampling, Step
-from app.worker.speculation import Shape, Speculation
+from app.worker.speculation import Shape, Speculation, StepTimes
 from tests.engine.harness import GREEDY, Harness
 
 SLOTS, CONTEXT, MOST = 3, 1024, 7
 NUMBERS = "one two three four five six seven eight nine ten "
 REPETITIVE = NUMBERS * 4 + "one two"
-CODE = '''def total(items):
+CODE = """def total(items):
     result = 0
     for item in items:
         result = result + item.price * item.count
     return result
-'''
-EDIT = f"Here is the code:\n```python\n{CODE}```\nHere is the same code again, with the name `total` changed to `sum`:\n```python\n"
+"""
+EDIT = f"Here is the code:\n```python\n{CODE}```\nHere is the same code again, named `sum`:\n```python\n"
 ORDINARY = "The history of the city begins with"
 # Rows computed together are rounded otherwise than rows computed alone; where two tokens are nearly as probable, either
 # may be the best.
@@ -38,23 +38,29 @@ def model(default_model: Path) -> Iterator[Model]:
         yield model
 
 
+class FreeGuesses(StepTimes):
+    """Says that steps with guesses take no longer."""
+
+    def without_guesses(self, streams: int) -> float:
+        return float(streams)
+
+    def with_guesses(self, shape: Shape, plain: float) -> float:
+        assert shape.guesses
+        return plain
+
+
 class Eager(Speculation):
-    """Guesses whenever it can: steps with guesses are said to take hardly longer."""
+    """Guesses whenever it can."""
 
     def __init__(self, most: int = MOST) -> None:
         super().__init__(most, SLOTS * most)
-        for streams in range(1, SLOTS + 1):
-            self.times.observe(Shape(streams), 1.0)
-        self.times.observe = lambda shape, seconds: None  # type: ignore[method-assign]
-        self.times.with_guesses = lambda shape, plain: plain  # type: ignore[method-assign]
+        self.times = FreeGuesses()
 
 
 @pytest.fixture
 def context(model: Model) -> Iterator[Context]:
     rows = SLOTS * (1 + MOST)
-    with Context(
-        model, slots=SLOTS, context_length=CONTEXT, batch_size=64, threads=2, logits_rows=rows
-    ) as context:
+    with Context(model, slots=SLOTS, context_length=CONTEXT, batch_size=64, threads=2, logits_rows=rows) as context:
         yield context
 
 
@@ -95,9 +101,7 @@ def compare(model: Model, prompt: str, left: str, right: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", [REPETITIVE, EDIT, ORDINARY])
-def test_a_greedy_answer_is_that_without_guesses(
-    model: Model, plain: Harness, guessing: Harness, prompt: str
-) -> None:
+def test_a_greedy_answer_is_that_without_guesses(model: Model, plain: Harness, guessing: Harness, prompt: str) -> None:
     last = plain.run(1, prompt, 80, ignore_eos=True)
     plain.context.memory.clear_all()
     again = guessing.run(1, prompt, 80, ignore_eos=True)
@@ -182,9 +186,7 @@ def test_each_token_of_guesses_has_its_log_probability(plain: Harness, guessing:
         Sampling(temperature=0, dry_multiplier=0.1, dry_allowed_length=6, frequency_penalty=0.05),
     ],
 )
-def test_a_seed_draws_what_it_draws_without_guesses(
-    plain: Harness, guessing: Harness, sampling: Sampling
-) -> None:
+def test_a_seed_draws_what_it_draws_without_guesses(plain: Harness, guessing: Harness, sampling: Sampling) -> None:
     for harness in (plain, guessing):
         harness.run(1, REPETITIVE, 40, sampling, ignore_eos=True)
         harness.context.memory.clear_all()

@@ -43,7 +43,7 @@ def measured(most: int = 15, streams: int = 1, seconds: float = 1.0, per_guess: 
 
 def test_cheap_guesses_are_many_and_dear_ones_none() -> None:
     assert measured(per_guess=0.01).guess([stream()], 64) == {1: 15}
-    assert measured(per_guess=0.3).guess([stream()], 64)[1] < 15
+    assert measured(per_guess=0.3).guess([stream(answer=4)], 64)[1] <= 7
     assert measured(per_guess=1.0).guess([stream()], 64) == {}
 
 
@@ -79,7 +79,9 @@ def test_only_those_with_something_to_guess_from_do() -> None:
     held.grammar = SequenceGrammar("")
     assert list(speculation.guess([held, stream(1)], 64)) == [1]
     assert set(speculation.guess([stream(1), stream(2)], 64)) == {1, 2}
-    assert len(speculation.guess([stream(1), stream(2)], 15)) == 1 or speculation.guess([stream(1), stream(2)], 15)[1] <= 7
+    assert (
+        len(speculation.guess([stream(1), stream(2)], 15)) == 1 or speculation.guess([stream(1), stream(2)], 15)[1] <= 7
+    )
 
 
 def test_an_unmeasured_shape_is_tried_and_a_bad_one_again_after_a_while() -> None:
