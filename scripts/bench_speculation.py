@@ -1,10 +1,12 @@
 """Measure what prompt lookup gains, and what it costs where nothing repeats, in paired runs of the real engine.
 
     python scripts/bench_speculation.py MODEL.gguf [--streams 1,8] [--tokens 160] [--pairs 5] [--threads N]
-                                        [--loads edit,extract,prose] [--guesses 15] [--sampled]
+                                        [--loads edit,summary,correct,prose] [--guesses 15]
 
-A pair is one run without and one with speculation, in turns of who goes first, by two engines of one process on the same
-model. Tokens a second are those of the answers after their first tokens, without the prompts' time.
+A pair is one run without and one with speculation, in turns of who goes first, by two engines of one process on the
+same model. Tokens a second are those of the answers after their first tokens, without the prompts' time. `edit`,
+`summary` and `correct` are greedy; `prose` is sampled (temperature 0.8, top-k 40, top-p 0.95), so that it hardly
+repeats itself.
 """
 
 from __future__ import annotations
@@ -26,29 +28,18 @@ from app.messages import Generate, Sampling, Step  # noqa: E402
 from app.worker.engine import Engine  # noqa: E402
 from app.worker.speculation import Speculation, guesses_in_step  # noqa: E402
 
-CODE = '''\
-class Basket:
-    """What a customer is about to buy."""
-
-    def __init__(self, customer):
-        self.customer = customer
-        self.items = []
-        self.discount = 0
-
-    def add(self, item, count=1):
-        if count < 1:
-            raise ValueError("count must be at least 1")
-        self.items.append((item, count))
-
-    def total(self):
-        result = 0
-        for item, count in self.items:
-            result = result + item.price * count
-        return result - result * self.discount
-
-    def is_empty(self):
-        return len(self.items) == 0
-'''
+CODE = """\
+STOCK = {
+    "apple": {"price": 3, "count": 10, "unit": "kg"},
+    "pear": {"price": 4, "count": 7, "unit": "kg"},
+    "bread": {"price": 2, "count": 30, "unit": "loaf"},
+    "milk": {"price": 1, "count": 45, "unit": "litre"},
+    "cheese": {"price": 9, "count": 12, "unit": "kg"},
+    "butter": {"price": 5, "count": 20, "unit": "pack"},
+    "rice": {"price": 2, "count": 60, "unit": "kg"},
+    "salt": {"price": 1, "count": 80, "unit": "pack"},
+}
+"""
 REPORT = """\
 The harbour of Veldt was built in 1874 by the engineer Anna Brandt, after two storms had destroyed the old wooden
 piers. It has four basins. The northern basin takes ships of up to 200 metres and handles grain and timber. The southern
@@ -56,13 +47,28 @@ basin is used by the fishing fleet, which lands about 14,000 tonnes of herring a
 shipyard of Kessler and Sons, where 320 people repair ferries. The fourth basin was filled in 1988 and is now a park
 with a lighthouse museum.
 """
+
+
+class Load(NamedTuple):
+    """A user's message, how the answer begins, and whether tokens are sampled."""
+
+    message: str
+    begun: str = ""
+    sampled: bool = False
+
+
 LOADS = {
-    "edit": f"Here is some code:\n\n```python\n{CODE}```\n\nHere is the whole code again, with the class renamed to Cart "
-    "and nothing else changed:\n\n```python\nclass Cart:\n",
-    "extract": f"Report:\n{REPORT}\nThe most important sentences of the report, word for word:\n\n1. The harbour of",
-    "prose": "Once upon a time, in a country far away, there lived an old clockmaker whose name was known in every "
-    "town. One morning he",
+    "edit": Load(
+        f'Rename "count" to "amount" in this code, and give me the whole code:\n\n```python\n{CODE}```',
+        '```python\nSTOCK = {\n    "apple": {"price": 3, "amount": 10,',
+    ),
+    "summary": Load(f"Summarize this text:\n\n{REPORT}"),
+    "correct": Load(
+        f"Fix the spelling in this text and give me the whole text:\n\n{REPORT.replace('basin', 'bassin')}"
+    ),
+    "prose": Load("Tell me a story about an old clockmaker and a boy who could not sleep.", sampled=True),
 }
+GREEDY = Sampling(temperature=0)
 
 
 class Speed(NamedTuple):
@@ -89,13 +95,18 @@ class Bench:
         self._streams = streams
         self._request = 0
 
-    def run(self, load: str, tokens: int, sampling: Sampling) -> Speed:
-        """Answer one prompt on each stream; each is a little different."""
+    def run(self, load: Load, tokens: int, seed: int) -> Speed:
+        """Answer the message on each stream; each prompt is a little different."""
         self._steps.clear()
         for stream in range(self._streams):
             self._request += 1
-            prompt = self._vocabulary.tokenize(f"({self._streams}.{stream})\n{LOADS[load]}").astype("<i4").tobytes()
-            self._engine.submit(Generate(self._request, prompt, tokens, sampling, ignore_eos=True))
+            text = (
+                f"<|im_start|>system\nYou are helpful. ({seed}.{stream})<|im_end|>\n<|im_start|>user\n{load.message}"
+                f"<|im_end|>\n<|im_start|>assistant\n{load.begun}"
+            )
+            prompt = self._vocabulary.tokenize(text, parse_special=True).astype("<i4").tobytes()
+            sampled = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=8 * seed + stream)
+            self._engine.submit(Generate(self._request, prompt, tokens, sampled if load.sampled else GREEDY))
         begun: set[int] = set()
         ended = drawn = guessed = accepted = 0
         started = time.perf_counter()
@@ -127,13 +138,12 @@ def compare(model: Model, streams: int, arguments: argparse.Namespace) -> None:
     """Run all loads with so many streams and print a line for each."""
     threads = thread_count(arguments.threads)
     plain, guessing = (Bench(model, streams, threads, guesses) for guesses in (0, arguments.guesses))
-    sampling = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=1) if arguments.sampled else Sampling(temperature=0)
     try:
         for load in arguments.loads.split(","):
             ratios, speeds = [], []
             for pair in range(arguments.pairs):
                 order = (plain, guessing) if pair % 2 else (guessing, plain)
-                found = {bench: bench.run(load, arguments.tokens, sampling) for bench in order}
+                found = {bench: bench.run(LOADS[load], arguments.tokens, pair) for bench in order}
                 ratios.append(found[guessing].tokens / found[plain].tokens)
                 speeds.append((found[plain].tokens, found[guessing].tokens))
             off, on = (statistics.median(column) for column in zip(*speeds, strict=True))

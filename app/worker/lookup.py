@@ -6,7 +6,7 @@ often guesses come true is known also of a text in which none was ever computed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,13 @@ _PAIR_MASK = (1 << 2 * _TOKEN_BITS) - 1
 _LONGEST_MATCH = 24  # tokens; longer ones promise no more
 _BOUNDS = (2, 3, 4, 6, 9, 14, _LONGEST_MATCH)  # of the lengths of matches that are counted together
 _BUCKETS = [sum(matched > bound for bound in _BOUNDS) for matched in range(_LONGEST_MATCH + 2)]
-_FIRST_RATES = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
-_FIRST_TRIALS = 8  # that the rates which nobody has measured yet count for
-_INHERITED_TRIALS = 4  # that the rates of other sequences count for
+_FIRST_RATES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
+_LEAST_TO_RESUME = 4  # tokens of a match; shorter ones break off rather than replace a token
+_FIRST_TRIALS = 8.0  # that the rates which nobody has measured yet count for
+_INHERITED_TRIALS = 4.0  # that the rates of other sequences count for
 _MOST_TRIALS = 32  # so many of the newest count; texts change
 _MOST_TRIALS_OF_ALL = 512
+_MOST_HOPED = 64.0
 
 
 class HitRates:
@@ -36,6 +38,25 @@ class HitRates:
         self._trials = [_FIRST_TRIALS if others is None else _INHERITED_TRIALS] * len(self.rates)
         self._most_trials = _MOST_TRIALS_OF_ALL if others is None else _MOST_TRIALS
         self._others = others
+        self._hoped = _INHERITED_TRIALS  # computed guesses that should have come true
+        self._came = _INHERITED_TRIALS * (1.0 if others is None else others.trust)  # those that did
+
+    @property
+    def trust(self) -> float:
+        """What part of what was expected of computed guesses came true."""
+        return min(self._came / self._hoped, 1.0)
+
+    def observe_run(self, expected: float, came: int) -> None:
+        """Learn how many of the guesses of one step came true, of so many `expected`.
+
+        Guesses are computed where the rates look good, and that is where they are too high.
+        """
+        if self._hoped > _MOST_HOPED:
+            self._hoped, self._came = self._hoped / 2, self._came / 2
+        self._hoped += expected
+        self._came += came
+        if self._others is not None:
+            self._others.observe_run(expected, came)
 
     def observe(self, matched: int, *, hit: bool) -> None:
         """Learn whether the guess that followed a match came true."""
@@ -47,7 +68,7 @@ class HitRates:
 
     def expected(self, matched: int, most: int) -> list[float]:
         """Return how many of the next 1, 2, ... `most` guesses come true, on average, up to the first that doesn't."""
-        chance, total, totals = 1.0, 0.0, []
+        chance, total, totals = self.trust, 0.0, []
         for depth in range(matched, matched + most):
             chance *= self.rates[_BUCKETS[min(depth, _LONGEST_MATCH + 1)]]
             total += chance
@@ -55,10 +76,20 @@ class HitRates:
         return totals
 
 
+class _Lost(NamedTuple):
+    """A match whose next token was another one: if the text goes on behind it, that one has replaced it."""
+
+    source: int  # index of the token behind it
+    matched: int
+    replaced: int
+    by: int
+
+
 class PromptLookup:
     """One sequence's guesses. Where two or three tokens at its end occurred before, the text may go on as it did there.
 
-    A match is followed until a token differs, then another one is looked for.
+    A match is followed until a token differs, then another one is looked for. Where one token has replaced another and
+    the text has gone on as before, as in code with a new name, the next place is expected to do the same.
     """
 
     def __init__(self, tokens: Tokens, n_prompt: int, others: HitRates) -> None:
@@ -68,6 +99,9 @@ class PromptLookup:
         self._length = n_prompt  # of what is indexed
         self._source = 0  # index of the next guess in `tokens`; 0: there is none
         self._matched = 0  # tokens before it that equal those at the end
+        self._lost: _Lost | None = None  # with the last token
+        self._replacements: dict[int, int] = {}
+        self._expected = 0.0  # of the guesses that were written last, until it is known
         prompt = tokens[:n_prompt].astype(np.int64)
         pairs = prompt[:-1] << _TOKEN_BITS | prompt[1:]
         triples = pairs[:-1] << _TOKEN_BITS | prompt[2:]
@@ -82,6 +116,9 @@ class PromptLookup:
 
     def follow(self, n_tokens: int) -> None:
         """Take in the tokens that were drawn since; there are `n_tokens` now."""
+        if self._expected and n_tokens > self._length:
+            self._rates.observe_run(self._expected, n_tokens - self._length - 1)
+            self._expected = 0.0
         for end in range(self._length + 1, n_tokens + 1):
             self._take(int(self._tokens[end - 1]), end)
         self._length = n_tokens
@@ -93,21 +130,45 @@ class PromptLookup:
     def write(self, count: int) -> None:
         """Write guesses behind the known tokens; a match that reaches these goes on into the guesses."""
         end = self._length
+        self._expected = self.expected(count)[-1]
         guesses = self._tokens[self._source : min(self._source + count, end)]
         self._tokens[end : end + count] = guesses if len(guesses) == count else np.resize(guesses, count)
+        if self._replacements:
+            for index in range(end, end + count):
+                token = int(self._tokens[index])
+                self._tokens[index] = self._replacements.get(token, token)
 
     def _take(self, token: int, end: int) -> None:
         """Take in the token before index `end`: see whether it was guessed, find a match, index it."""
-        if self._source:
-            hit = int(self._tokens[self._source]) == token
-            self._rates.observe(self._matched, hit=hit)
-            self._source, self._matched = (self._source + 1, self._matched + 1) if hit else (0, 0)
+        hit = bool(self._source) and self._is_guessed(token)
+        lost, self._lost = self._lost, self._newly_lost(token) if self._source and not hit else None
+        if lost is not None and int(self._tokens[lost.source]) == token:
+            self._replacements[lost.replaced] = lost.by
+            self._source, self._matched, self._lost, hit = lost.source, lost.matched, None, True
         triple = self._last_pair << _TOKEN_BITS | token
         pair = self._last_pair = triple & _PAIR_MASK
-        if not self._source:
-            self._source = self._after_triple.get(triple) or self._after_pair.get(pair, 0)
-            self._matched = self._common_end(self._source, end) if self._source else 0
+        if hit:
+            self._source += 1
+            self._matched += 1
+        elif found := self._after_triple.get(triple) or self._after_pair.get(pair):
+            self._source, self._matched = found, self._common_end(found, end)
+        else:
+            self._source = 0
         self._after_triple[triple] = self._after_pair[pair] = end
+
+    def _is_guessed(self, token: int) -> bool:
+        """Tell whether the drawn token is the guessed one, and learn from that."""
+        plain = int(self._tokens[self._source])
+        guess = self._replacements.get(plain, plain)
+        self._rates.observe(self._matched, hit=guess == token)
+        if guess != token == plain:
+            del self._replacements[plain]
+        return guess == token
+
+    def _newly_lost(self, token: int) -> _Lost | None:
+        if self._matched < _LEAST_TO_RESUME:
+            return None
+        return _Lost(self._source + 1, self._matched, int(self._tokens[self._source]), token)
 
     def _common_end(self, left: int, right: int) -> int:
         """Return how many tokens before the two indices are the same; left < right."""

