@@ -1,12 +1,11 @@
 """Measure what prompt lookup gains, and what it costs where nothing repeats, in paired runs of the real engine.
 
     python scripts/bench_speculation.py MODEL.gguf [--streams 1,8] [--tokens 160] [--pairs 5] [--threads N]
-                                        [--loads edit,summary,correct,prose] [--guesses 15]
+                                        [--loads edit,summary,correct,quote,prose] [--guesses 15]
 
 A pair is one run without and one with speculation, in turns of who goes first, by two engines of one process on the
-same model. Tokens a second are those of the answers after their first tokens, without the prompts' time. `edit`,
-`summary` and `correct` are greedy; `prose` is sampled (temperature 0.8, top-k 40, top-p 0.95), so that it hardly
-repeats itself.
+same model. Tokens a second are those of the answers after their first tokens, without the prompts' time. `prose` is
+sampled (temperature 0.8, top-k 40, top-p 0.95), so that it hardly repeats itself; the others are greedy.
 """
 
 from __future__ import annotations
@@ -66,6 +65,7 @@ LOADS = {
     "correct": Load(
         f"Fix the spelling in this text and give me the whole text:\n\n{REPORT.replace('basin', 'bassin')}"
     ),
+    "quote": Load(f"Repeat this text word for word:\n\n{REPORT}"),
     "prose": Load("Tell me a story about an old clockmaker and a boy who could not sleep.", sampled=True),
 }
 GREEDY = Sampling(temperature=0)

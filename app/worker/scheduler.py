@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from app.worker.budget import LEAST_CHUNK, StepBudget
 from app.worker.fair_shares import FairShares
 from app.worker.kv import common_prefix
-from app.worker.speculation import Shape, Speculation
 
 if TYPE_CHECKING:
     from app.worker.kv import KvCache, Placement, Slot
     from app.worker.sequence import Sequence
+    from app.worker.speculation import Speculation
 
 _WORTH_WAITING = 64  # tokens that another sequence is about to compute
 
@@ -169,14 +169,14 @@ class Scheduler:
     def observe(self, chunks: list[Chunk], seconds: float) -> None:
         """Learn how long a step with these chunks took."""
         tokens = sum(chunk.count for chunk in chunks)
-        guesses = [chunk.guesses for chunk in chunks if chunk.guesses]
+        guesses = sum(chunk.guesses for chunk in chunks)
         if tokens > len(chunks) and not guesses:
             self.budget.observe_prompts(tokens, seconds)
             return
         self.budget.observe_streams(seconds)
-        self._streams = len(chunks)
         if self._speculation is not None:
-            self._speculation.observe(Shape(len(chunks), len(guesses), max(guesses, default=0)), seconds)
+            self._streams = len(chunks)
+            self._speculation.observe(len(chunks), guesses, seconds)
 
     def advance(self, chunks: list[Chunk]) -> None:
         """Note that these chunks are computed; those with guesses must be settled before anything else."""

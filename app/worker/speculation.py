@@ -1,7 +1,7 @@
 """How many guesses a step of the streams computes beside their tokens: as many as pay. Pure.
 
-A step with guesses takes longer and yields more tokens. How long it takes is measured for every shape of step, how many
-guesses come true is known from the text (`lookup`), and the shape that promises the most tokens a second is taken.
+A step with guesses takes longer and yields more tokens. How long it takes is measured, how many guesses come true is
+known from the text (`lookup`), and what promises the most tokens a second is done, as long as the ledger allows it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ _LEAST_EXPECTED = 0.25  # guesses that come true; less is not worth looking at
 _WEIGHT_OF_NEWEST = 0.2
 _SLOWEST = 2.0  # times the average: a step that took longer was disturbed
 _FIRST_COST = 0.5  # of a guess, in a stream's share of a step, until one has been measured
-_HOPE = 0.6  # times the cost of a guess in other shapes of step: what has never been measured shall be tried
+_LEAST_COST = 1e-3
+_HOPE = 0.6  # times the cost of a guess in other steps: what has never been measured shall be tried
 _FIRST_CREDIT = 3.0  # steps without guesses
 _MOST_CREDIT = 16.0
 _PART_TO_RISK = 0.01  # of the time of steps without guesses
-_FORGET_AFTER = 2048  # steps: a shape that looked bad is tried again in time
+_FORGET_AFTER = 2048  # steps: what looked bad is tried again in time
 _LEAST_REMEMBERED = 0.5
 _MANY = 64  # guesses of all sequences in a step; a row of logits of each is memory
 
@@ -33,53 +34,63 @@ def guesses_in_step(slots: int, most: int) -> int:
     return min(slots * most, max(most, _MANY))
 
 
-class Shape(NamedTuple):
-    """A step of `streams` sequences of which `guessing` bring as many `guesses` each."""
-
-    streams: int
-    guessing: int = 0
-    guesses: int = 0
+class _Average(NamedTuple):
+    value: float
+    measured: int = 0  # times
+    newest: int = 0  # number of the step that was measured last
 
 
 class StepTimes:
-    """How long steps of each shape take, in seconds."""
+    """How long steps take: with so many streams, and what a guess adds.
+
+    That is kept in a stream's share of a step without guesses, for steps with about as many streams and guesses: few
+    of all possible steps ever come twice.
+    """
 
     def __init__(self) -> None:
         """Start without a measurement."""
-        self._averages: dict[Shape, tuple[float, int, int]] = {}  # seconds, measurements, number of the newest step
+        self._plain: dict[int, _Average] = {}  # seconds, by streams
+        self._guess: dict[tuple[int, int], _Average] = {}  # by the lengths in bits of the numbers of streams and guesses
         self._steps = 0
+        self._cost = _FIRST_COST  # of a guess where none has been measured
         self._last_guessed = False
-        self._switch = 0.0  # seconds that a step without guesses takes longer after one with guesses
-        self._cost = _FIRST_COST  # of a guess in a shape without a measurement, in a stream's share of a step
+        self._switch = 0.0  # what a step without guesses takes longer after one with guesses, as a part of it
 
-    def observe(self, shape: Shape, seconds: float) -> None:
-        """Learn from a step."""
+    def observe(self, streams: int, guesses: int, seconds: float) -> None:
+        """Learn from a step with so many guesses, of all its streams together."""
         self._steps += 1
-        plain = self.without_guesses(shape.streams)
-        switched, self._last_guessed = self._last_guessed and not shape.guessing, shape.guessing > 0
-        if switched and plain:
-            self._switch += _WEIGHT_OF_NEWEST * (min(max(seconds - plain, 0.0), plain) - self._switch)
-            return
-        average, measured, _ = self._averages.get(shape, (seconds, 0, 0))
-        weight = max(1 / (measured + 1), _WEIGHT_OF_NEWEST)
-        average += weight * (min(seconds, _SLOWEST * average) - average)
-        self._averages[shape] = average, measured + 1, self._steps
-        if shape.guessing and plain:
-            cost = (average / plain - 1) * shape.streams / (shape.guessing * shape.guesses)
-            self._cost += _WEIGHT_OF_NEWEST * (_HOPE * max(cost, 0.0) - self._cost)
+        switched, self._last_guessed = self._last_guessed and not guesses, guesses > 0
+        plain = self.without_guesses(streams)
+        if plain is None:
+            if not guesses:
+                self._plain[streams] = _Average(seconds, 1, self._steps)
+        elif switched:
+            self._switch += _WEIGHT_OF_NEWEST * (min(max(seconds / plain - 1, 0.0), 1.0) - self._switch)
+        elif not guesses:
+            self._plain[streams] = self._followed(self._plain[streams], seconds)
+        else:
+            key = streams.bit_length(), guesses.bit_length()
+            cost = max(seconds / plain - 1, _LEAST_COST) * streams / guesses
+            self._guess[key] = known = self._followed(self._guess.get(key, _Average(cost)), cost)
+            self._cost += _WEIGHT_OF_NEWEST * (_HOPE * known.value - self._cost)
 
     def without_guesses(self, streams: int) -> float | None:
-        """Return how long a step without guesses takes, None if there was none."""
-        known = self._averages.get(Shape(streams))
-        return None if known is None else known[0]
+        """Return how many seconds a step without guesses takes, None if there was none."""
+        known = self._plain.get(streams)
+        return None if known is None else known.value
 
-    def with_guesses(self, shape: Shape, plain: float) -> float:
-        """Return how long a step takes, or may take; `plain`: the same without guesses."""
-        known = self._averages.get(shape)
+    def with_guesses(self, streams: int, guesses: int) -> float:
+        """Return how many times as long as without guesses a step takes, or may take."""
+        known = self._guess.get((streams.bit_length(), guesses.bit_length()))
         if known is None:
-            return plain * (1 + shape.guessing * shape.guesses * self._cost / shape.streams)
-        seconds, _, newest = known
-        return seconds * max(1 - (self._steps - newest) / _FORGET_AFTER, _LEAST_REMEMBERED) + self._switch
+            return 1 + self._cost * guesses / streams
+        forgotten = max(1 - (self._steps - known.newest) / _FORGET_AFTER, _LEAST_REMEMBERED)
+        return 1 + known.value * forgotten * guesses / streams + self._switch
+
+    def _followed(self, known: _Average, newest: float) -> _Average:
+        weight = max(1 / (known.measured + 1), _WEIGHT_OF_NEWEST)
+        average = known.value + weight * (min(newest, _SLOWEST * known.value) - known.value)
+        return _Average(average, known.measured + 1, self._steps)
 
 
 class Ledger:
@@ -115,14 +126,13 @@ class Speculation:
         self._rates = HitRates()
         self._ledger = Ledger()
 
-    def observe(self, shape: Shape, seconds: float) -> None:
-        """Learn how long a step took."""
-        self.times.observe(shape, seconds)
-        plain = self.times.without_guesses(shape.streams)
-        if not shape.guessing:
+    def observe(self, streams: int, guesses: int, seconds: float) -> None:
+        """Learn how long a step took that had so many guesses, of all its streams together."""
+        self.times.observe(streams, guesses, seconds)
+        if guesses:
+            self._ledger.guessing_step(self.times.with_guesses(streams, guesses))
+        else:
             self._ledger.plain_step()
-        elif plain:
-            self._ledger.guessing_step(self.times.with_guesses(shape, plain) / plain)
 
     def settle(self, streams: int, accepted: int) -> None:
         """Learn how many guesses of a sequence came true in the last step, which had so many streams."""
@@ -134,21 +144,20 @@ class Speculation:
         `room`: tokens that the step and the cache have left for them.
         """
         hopeful = [(sequence, expected) for sequence in streams if (expected := self._expected(sequence))]
-        plain = self.times.without_guesses(len(streams)) if hopeful else None
-        if plain is None:
+        number = len(streams)
+        if not hopeful or self.times.without_guesses(number) is None:
             return {}
-        affordable = plain * (1 + self._ledger.credit)
-        best_rate, best, best_count = _LEAST_GAIN * len(streams) / plain, [], 0
+        best: list[Sequence] = []
+        best_rate, best_count = _LEAST_GAIN * number, 0
         for count in self._counts:
             able = [(expected[count - 1], sequence) for sequence, expected in hopeful if len(expected) >= count]
             able.sort(key=lambda pair: -pair[0])
-            tokens = float(len(streams))
+            tokens = float(number)
             for guessing, (more, _) in enumerate(able[: min(room, self._most_in_step) // count], 1):
                 tokens += more
-                seconds = self.times.with_guesses(Shape(len(streams), guessing, count), plain)
-                rate = tokens / seconds
-                if rate > best_rate and seconds <= affordable:
-                    best_rate, best, best_count = rate, [sequence for _, sequence in able[:guessing]], count
+                time = self.times.with_guesses(number, guessing * count)
+                if tokens / time > best_rate and time - 1 <= self._ledger.credit:
+                    best_rate, best, best_count = tokens / time, [sequence for _, sequence in able[:guessing]], count
         for sequence in best:
             assert sequence.lookup is not None  # noqa: S101 - it was hopeful
             sequence.lookup.write(best_count)

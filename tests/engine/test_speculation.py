@@ -13,7 +13,7 @@ from app.llama.batch import Batch
 from app.llama.context import Context
 from app.llama.model import Model
 from app.messages import Cancel, Sampling, Step
-from app.worker.speculation import Shape, Speculation, StepTimes
+from app.worker.speculation import Speculation, StepTimes
 from tests.engine.harness import GREEDY, Harness
 
 SLOTS, CONTEXT, MOST = 3, 1024, 7
@@ -44,9 +44,9 @@ class FreeGuesses(StepTimes):
     def without_guesses(self, streams: int) -> float:
         return float(streams)
 
-    def with_guesses(self, shape: Shape, plain: float) -> float:
-        assert shape.guesses
-        return plain
+    def with_guesses(self, streams: int, guesses: int) -> float:
+        assert guesses
+        return float(streams > 0)
 
 
 class Eager(Speculation):

@@ -17,7 +17,7 @@ from app.worker.kv import KvCache
 from app.worker.sampling.sampler import TokenSampler
 from app.worker.scheduler import Chunk, Scheduler
 from app.worker.sequence import Sequence
-from app.worker.speculation import Shape, Speculation
+from app.worker.speculation import Speculation
 
 SLOTS, BATCH, SHARED = 3, 40, 120
 SCHEDULES = int(os.environ.get("PESTLE_SCHEDULES", "300"))
@@ -45,7 +45,7 @@ class World:
         speculation = Speculation(MOST_GUESSES, MOST_GUESSES_IN_STEP) if speculates else None
         if speculation is not None:
             for streams in range(1, SLOTS + 1):
-                speculation.times.observe(Shape(streams), 1.0)
+                speculation.observe(streams, 0, 1.0)
         self.scheduler = Scheduler(self.cache, BATCH, speculation=speculation)
         self.memory: list[list[int]] = [[] for _ in range(SLOTS)]
         self.added = 0

@@ -12,7 +12,7 @@ from app.worker.kv import KvCache
 from app.worker.sampling.sampler import TokenSampler
 from app.worker.scheduler import Scheduler
 from app.worker.sequence import Sequence
-from app.worker.speculation import Shape, Speculation, StepTimes, guesses_in_step
+from app.worker.speculation import Ledger, Speculation, StepTimes, guesses_in_step
 from app.worker.verification import joined
 
 CYCLE = list(range(10, 40))
@@ -30,14 +30,13 @@ def stream(request: int = 1, prompt: list[int] | None = None, answer: int = 30, 
 
 
 def measured(most: int = 15, streams: int = 1, seconds: float = 1.0, per_guess: float = 0.1) -> Speculation:
-    """Return a speculation that has seen every shape of step with so many streams."""
+    """Return a speculation that has seen steps with so many streams, and has something to lose."""
     speculation = Speculation(most, 64)
     for _ in range(8):
-        speculation.times.observe(Shape(streams), seconds)
-        for guessing in range(1, streams + 1):
-            for count in (1, 3, 7, 15):
-                took = seconds + per_guess * guessing * count
-                speculation.times.observe(Shape(streams, guessing, count), took)
+        speculation.observe(streams, 0, seconds)
+        for guesses in (1, 3, 7, 15, 31):
+            speculation.times.observe(streams, guesses, seconds + per_guess * guesses)
+    speculation.settle(1, 100)
     return speculation
 
 
@@ -55,10 +54,12 @@ def test_guesses_are_written_behind_the_known_tokens() -> None:
     assert one.n_pending == 1
 
 
-def test_without_a_measured_step_nothing_is_guessed() -> None:
+def test_without_a_measured_step_nothing_is_guessed_and_little_at_first() -> None:
     speculation = Speculation(7, 64)
     assert speculation.guess([stream()], 64) == {}
-    speculation.times.observe(Shape(1), 1.0)
+    speculation.observe(1, 0, 1.0)
+    assert speculation.guess([stream()], 64) == {1: 3}
+    speculation.settle(1, 10)
     assert speculation.guess([stream()], 64) == {1: 7}
 
 
@@ -84,24 +85,52 @@ def test_only_those_with_something_to_guess_from_do() -> None:
     )
 
 
-def test_an_unmeasured_shape_is_tried_and_a_bad_one_again_after_a_while() -> None:
+def test_what_was_never_measured_is_tried_and_what_looked_bad_again_after_a_while() -> None:
     times = StepTimes()
     assert times.without_guesses(1) is None
-    times.observe(Shape(1), 1.0)
-    assert 1.0 < times.with_guesses(Shape(1, 1, 3), 1.0) < 3.0
-    times.observe(Shape(1, 1, 3), 3.0)
-    assert times.with_guesses(Shape(1, 1, 3), 1.0) == 3.0
+    times.observe(1, 3, 9.9)  # nothing to compare it with
+    times.observe(1, 0, 1.0)
+    times.observe(1, 0, 1.0)
+    assert 1.0 < times.with_guesses(1, 3) < 3.0
+    times.observe(1, 3, 4.0)
+    assert times.with_guesses(1, 3) == pytest.approx(4.0)
+    assert times.with_guesses(1, 15) < 16.0
     for _ in range(600):
-        times.observe(Shape(1), 1.0)
-    assert 1.5 < times.with_guesses(Shape(1, 1, 3), 1.0) < 2.5
+        times.observe(1, 0, 1.0)
+    assert 2.0 < times.with_guesses(1, 3) < 3.5
 
 
 def test_one_disturbed_step_does_not_spoil_an_average() -> None:
     times = StepTimes()
     for _ in range(10):
-        times.observe(Shape(1), 1.0)
-    times.observe(Shape(1), 100.0)
+        times.observe(1, 0, 1.0)
+    times.observe(1, 0, 100.0)
     assert times.without_guesses(1) == pytest.approx(1.2)
+
+
+def test_a_step_that_is_slow_because_the_last_one_guessed_counts_against_guesses() -> None:
+    times = StepTimes()
+    times.observe(1, 0, 1.0)
+    for _ in range(20):
+        times.observe(1, 3, 2.0)
+        times.observe(1, 0, 1.5)
+    assert times.without_guesses(1) == 1.0
+    assert times.with_guesses(1, 3) == pytest.approx(2.5, abs=0.05)
+
+
+def test_guesses_that_never_come_true_cost_a_hundredth() -> None:
+    ledger = Ledger()
+    plain = spent = 0.0
+    for _ in range(20_000):
+        if ledger.credit >= 1.0:
+            ledger.guessing_step(2.0)
+            spent += 1.0
+        else:
+            ledger.plain_step()
+            plain += 1.0
+    assert spent <= 3 + 0.0101 * plain
+    ledger.came_true(1000)
+    assert ledger.credit < 20
 
 
 def test_logits_of_all_guesses_are_bounded() -> None:
