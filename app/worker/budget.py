@@ -37,6 +37,15 @@ class StepBudget:
             return _LONGEST_SECONDS
         return min(max(_STREAM_STEPS * self._stream_seconds, _SHORTEST_SECONDS), _LONGEST_SECONDS)
 
+    @property
+    def prompt_token_seconds(self) -> float:
+        """The seconds that a token of a prompt takes in a large chunk."""
+        if self._prompt_token_seconds is not None:
+            return max(self._prompt_token_seconds, 1e-9)
+        if self._stream_seconds is not None:
+            return self._stream_seconds / _GUESSED_SPEEDUP
+        return _LONGEST_SECONDS / LEAST_CHUNK
+
     def observe_prompts(self, tokens: int, seconds: float) -> None:
         """Learn from a step of prompts that held this many tokens."""
         if tokens >= _LEAST_MEASURED:
@@ -62,14 +71,7 @@ class StepBudget:
 
     def _tokens_within(self, target: float, streams: float) -> int:
         """Return how many prompt tokens can be computed in what a step of the streams leaves of a time."""
-        return int(max(target - streams, _LEAST_SHARE * target) / self._seconds_per_token())
-
-    def _seconds_per_token(self) -> float:
-        if self._prompt_token_seconds is not None:
-            return max(self._prompt_token_seconds, 1e-9)
-        if self._stream_seconds is not None:
-            return self._stream_seconds / _GUESSED_SPEEDUP
-        return _LONGEST_SECONDS / LEAST_CHUNK
+        return int(max(target - streams, _LEAST_SHARE * target) / self.prompt_token_seconds)
 
 
 def _follow(average: float | None, newest: float) -> float:

@@ -153,7 +153,8 @@ class Scheduler:
             between = _between(decoding, prompts)
             counts = [(sequence, 1) for sequence in (*decoding, *between)]
             if self._speculation is not None and not between:
-                guesses = self._speculation.guess(decoding, self._room_for_guesses(len(decoding)))
+                room, token_seconds = self._room_for_guesses(len(decoding)), self.budget.prompt_token_seconds
+                guesses = self._speculation.guess(decoding, room, token_seconds)
         schedule = Schedule(guesses=sum(guesses.values()))
         for sequence, count in counts:
             if sequence.slot is not None:

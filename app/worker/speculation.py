@@ -18,9 +18,7 @@ _LEAST_GAIN = 1.1  # a step with guesses must promise so many times the tokens a
 _LEAST_EXPECTED = 0.25  # guesses that come true; less is not worth looking at
 _WEIGHT_OF_NEWEST = 0.2
 _SLOWEST = 2.0  # times the average: a step that took longer was disturbed
-_FIRST_COST = 0.5  # of a guess, in a stream's share of a step, until one has been measured
-_LEAST_COST = 1e-3
-_HOPE = 0.6  # times the cost of a guess in other steps: what has never been measured shall be tried
+_LEAST_COST = 1e-3  # of a guess, in a stream's share of a step
 _FIRST_CREDIT = 3.0  # steps without guesses
 _MOST_CREDIT = 16.0
 _PART_TO_RISK = 0.01  # of the time of steps without guesses
@@ -50,9 +48,10 @@ class StepTimes:
     def __init__(self) -> None:
         """Start without a measurement."""
         self._plain: dict[int, _Average] = {}  # seconds, by streams
-        self._guess: dict[tuple[int, int], _Average] = {}  # by the lengths in bits of the numbers of streams and guesses
+        self._guess: dict[
+            tuple[int, int], _Average
+        ] = {}  # by the lengths in bits of the numbers of streams and guesses
         self._steps = 0
-        self._cost = _FIRST_COST  # of a guess where none has been measured
         self._last_guessed = False
         self._switch = 0.0  # what a step without guesses takes longer after one with guesses, as a part of it
 
@@ -71,19 +70,22 @@ class StepTimes:
         else:
             key = streams.bit_length(), guesses.bit_length()
             cost = max(seconds / plain - 1, _LEAST_COST) * streams / guesses
-            self._guess[key] = known = self._followed(self._guess.get(key, _Average(cost)), cost)
-            self._cost += _WEIGHT_OF_NEWEST * (_HOPE * known.value - self._cost)
+            self._guess[key] = self._followed(self._guess.get(key, _Average(cost)), cost)
 
     def without_guesses(self, streams: int) -> float | None:
         """Return how many seconds a step without guesses takes, None if there was none."""
         known = self._plain.get(streams)
         return None if known is None else known.value
 
-    def with_guesses(self, streams: int, guesses: int) -> float:
-        """Return how many times as long as without guesses a step takes, or may take."""
+    def with_guesses(self, streams: int, guesses: int, token_seconds: float = 0.0) -> float:
+        """Return how many times as long as without guesses a step takes, or could take.
+
+        Where none has been measured, a guess is believed to take `token_seconds`.
+        """
         known = self._guess.get((streams.bit_length(), guesses.bit_length()))
         if known is None:
-            return 1 + self._cost * guesses / streams
+            plain = self.without_guesses(streams)
+            return 1 + (guesses * token_seconds / plain if plain else 0.0) + self._switch
         forgotten = max(1 - (self._steps - known.newest) / _FORGET_AFTER, _LEAST_REMEMBERED)
         return 1 + known.value * forgotten * guesses / streams + self._switch
 
@@ -138,10 +140,11 @@ class Speculation:
         """Learn how many guesses of a sequence came true in the last step, which had so many streams."""
         self._ledger.came_true(accepted / streams)
 
-    def guess(self, streams: list[Sequence], room: int) -> dict[int, int]:
+    def guess(self, streams: list[Sequence], room: int, token_seconds: float) -> dict[int, int]:
         """Write guesses behind the tokens of some streams; return how many by request, the same number for each.
 
-        `room`: tokens that the step and the cache have left for them.
+        `room`: tokens that the step and the cache have left for them. `token_seconds`: what a token of a prompt takes,
+        of which a step holds many; a guess can hardly take less.
         """
         hopeful = [(sequence, expected) for sequence in streams if (expected := self._expected(sequence))]
         number = len(streams)
@@ -155,7 +158,7 @@ class Speculation:
             tokens = float(number)
             for guessing, (more, _) in enumerate(able[: min(room, self._most_in_step) // count], 1):
                 tokens += more
-                time = self.times.with_guesses(number, guessing * count)
+                time = self.times.with_guesses(number, guessing * count, token_seconds)
                 if tokens / time > best_rate and time - 1 <= self._ledger.credit:
                     best_rate, best, best_count = tokens / time, [sequence for _, sequence in able[:guessing]], count
         for sequence in best:
