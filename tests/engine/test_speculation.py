@@ -45,7 +45,7 @@ class FreeGuesses(StepTimes):
         return float(streams)
 
     def with_guesses(self, streams: int, guesses: int, token_seconds: float = 0.0) -> float:
-        assert streams and guesses and token_seconds
+        assert min(streams, guesses, token_seconds) > 0
         return 1.0
 
 

@@ -58,9 +58,9 @@ def test_without_a_measured_step_nothing_is_guessed_and_little_at_first() -> Non
     speculation = Speculation(7, 64)
     assert speculation.guess([stream()], 64, 0.1) == {}
     speculation.observe(1, 0, 1.0)
-    assert speculation.guess([stream()], 64, 0.1) == {1: 3}
+    assert speculation.guess([stream()], 64, 0.5) == {1: 3}
     speculation.settle(1, 10)
-    assert speculation.guess([stream()], 64, 0.1) == {1: 7}
+    assert speculation.guess([stream()], 64, 0.5) == {1: 7}
 
 
 def test_room_bounds_the_guesses_of_an_answer_and_of_a_step() -> None:
