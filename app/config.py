@@ -69,6 +69,9 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Speculate,
         Meta(description="guess next tokens, and compute several in one step; lookup: from the text so far"),
     ] = "lookup"
+    draft_model: Annotated[
+        str, Meta(description="a small GGUF with the same vocabulary, which guesses next tokens as well")
+    ] = ""
     draft_tokens: Annotated[int, Meta(ge=1, le=31, description="most guesses of one sequence in a step")] = 15
     queue: Annotated[int, Meta(ge=0, le=100_000, description="requests that may wait for a slot; more get a 429")] = 64
     device: Annotated[Device, Meta(description="where to compute")] = "auto"

@@ -69,6 +69,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     micro_batch_size: int = 0  # tokens that llama.cpp computes at once; 0: 512, or less in a smaller batch
     speculate: Literal["off", "lookup"] = "off"  # where guesses of the next tokens come from
     draft_tokens: int = 15  # most guesses of one sequence in a step
+    draft_path: str = ""  # a smaller model that guesses, too
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,7 +25,6 @@ from app.pool.worker_client import Sequence, WorkerClient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as AbstractSequence
-    from pathlib import Path
 
     from app.config import ServeSettings
     from app.observability.metrics import Metrics
@@ -333,6 +333,7 @@ def _load_model(settings: ServeSettings, model_file: Path) -> LoadModel:
         micro_batch_size=settings.ubatch_size,
         speculate=settings.speculate,
         draft_tokens=settings.draft_tokens,
+        draft_path=str(Path(settings.draft_model).expanduser().absolute()) if settings.draft_model else "",
     )
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from app.llama.context import Context
     from app.llama.model import Model
     from app.messages import FinishReason, TokenLogprob
+    from app.worker.draft import DraftModel
     from app.worker.kv import Placement
     from app.worker.prefix_files import PrefixFiles
     from app.worker.sampling.logprobs import RowLogprobs
@@ -58,11 +59,13 @@ class Engine:
         store: PrefixStore | None = None,
         files: PrefixFiles | None = None,
         speculation: Speculation | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         """Serve `context`; `publish` is called from the engine's thread and from those that submit.
 
         `itl_target`: seconds between two tokens of a stream; None chooses it from measured steps. `store` and `files`
-        keep prefixes that slots lose. `speculation` guesses tokens; the context must have rows of logits for them.
+        keep prefixes that slots lose. `speculation` guesses tokens, with the `draft` model if there is
+        one; the context must have rows of logits for them.
         """
         self._vocabulary = model.vocabulary
         self._pieces = model.vocabulary.pieces
@@ -76,6 +79,7 @@ class Engine:
         self._scheduler = Scheduler(self._cache, context.batch_size, StepBudget(itl_target), speculation)
         self._commands: queue.SimpleQueue[Sequence | Cancel | PrefixLoaded] = queue.SimpleQueue()
         store = PrefixStore(0) if store is None else store
+        self._draft = draft
         self._prefixes = Prefixes(context, store, files, self._commands.put)
         self._grammars = Grammars(model.vocabulary, self._commands.put)
         self._drawing = Drawing(self._grammars, self._settle)
@@ -188,6 +192,7 @@ class Engine:
         if not chunks:
             return [], self._no_logits
         batch.clear()
+        drafting = self._draft.write(schedule) if schedule.drafted and self._draft is not None else 0.0
         for chunk in chunks:
             tokens = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
             batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.wants_logits + chunk.guesses)
@@ -201,7 +206,7 @@ class Engine:
             self._drop(chunks, error)
             return [], self._no_logits
         self._failures = 0
-        self._scheduler.observe(chunks, time.perf_counter() - started)
+        self._scheduler.observe(chunks, drafting + time.perf_counter() - started)
         self._scheduler.advance(chunks)
         return [chunk.sequence for chunk in chunks if chunk.wants_logits], logits
 

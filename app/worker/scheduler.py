@@ -45,6 +45,7 @@ class Schedule:
     chunks: list[Chunk] = field(default_factory=list)  # by slot: llama.cpp wants consecutive sequences together
     prompt_tokens: int = 0
     guesses: int = 0
+    drafted: bool = False  # the guesses are yet to be written, by the draft model
 
 
 class Scheduler:
@@ -156,6 +157,8 @@ class Scheduler:
                 room, token_seconds = self._room_for_guesses(len(decoding)), self.budget.prompt_token_seconds
                 guesses = self._speculation.guess(decoding, room, token_seconds)
         schedule = Schedule(guesses=sum(guesses.values()))
+        if guesses and self._speculation is not None:
+            schedule.drafted = self._speculation.source == "draft"
         for sequence, count in counts:
             if sequence.slot is not None:
                 start = sequence.n_computed
@@ -188,7 +191,7 @@ class Scheduler:
     def settle(self, chunk: Chunk, accepted: int) -> int:
         """Note how many of a chunk's guesses came true; return how many tokens its slot shall be cut to."""
         if self._speculation is not None:
-            self._speculation.settle(self._streams, accepted)
+            self._speculation.settle(chunk.sequence, self._streams, chunk.guesses, accepted)
         length = chunk.start + chunk.count - chunk.guesses + accepted
         chunk.sequence.n_computed = chunk.slot.length = length
         return length

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from app.worker.detokenizer import Detokenizer
+    from app.worker.draft_rate import DraftRate
     from app.worker.grammar import SequenceGrammar
     from app.worker.kv import Slot
     from app.worker.lookup import PromptLookup
@@ -38,6 +39,7 @@ class Sequence:
     stop_tokens: frozenset[int] = frozenset()  # which end the answer as the vocabulary's own ends do
     grammar: SequenceGrammar | None = None
     lookup: PromptLookup | None = None  # what its next tokens are guessed from
+    draft_rate: DraftRate | None = None
     n_computed: int = 0
     n_cached: int = 0  # prompt tokens that the slot already held
     slot: Slot | None = None

@@ -10,6 +10,7 @@ import msgspec
 from app.llama.context import Context
 from app.llama.model import Model
 from app.messages import Generate, Piece, Sampling, Step
+from app.worker.draft import DraftModel
 from app.worker.engine import Engine
 from app.worker.prefix_files import PrefixFiles
 from app.worker.prefix_store import PrefixStore
@@ -28,6 +29,7 @@ class Harness:
     store: PrefixStore | None = None
     files: PrefixFiles | None = None
     speculation: Speculation | None = None
+    draft: DraftModel | None = None
 
     def __post_init__(self) -> None:
         self.engine = Engine(
@@ -37,6 +39,7 @@ class Harness:
             store=self.store,
             files=self.files,
             speculation=self.speculation,
+            draft=self.draft,
         )
 
     def tokens(self, text: str) -> bytes:

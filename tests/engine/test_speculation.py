@@ -6,19 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from app.llama.batch import Batch
 from app.llama.context import Context
 from app.llama.model import Model
 from app.messages import Cancel, Sampling, Step
-from app.worker.speculation import Speculation, StepTimes
+from app.worker.speculation import Speculation
 from tests.engine.harness import GREEDY, Harness
+from tests.engine.speculating import (
+    CONTEXT,
+    MOST,
+    NEARLY,
+    ORDINARY,
+    REPETITIVE,
+    SLOTS,
+    Eager,
+    accepted,
+    compare,
+    generated,
+)
 
-SLOTS, CONTEXT, MOST = 3, 1024, 7
-NUMBERS = "one two three four five six seven eight nine ten "
-REPETITIVE = NUMBERS * 4 + "one two"
 CODE = """def total(items):
     result = 0
     for item in items:
@@ -26,35 +33,12 @@ CODE = """def total(items):
     return result
 """
 EDIT = f"Here is the code:\n```python\n{CODE}```\nHere is the same code again, named `sum`:\n```python\n"
-ORDINARY = "The history of the city begins with"
-# Rows computed together are rounded otherwise than rows computed alone; where two tokens are nearly as probable, either
-# may be the best.
-NEARLY = 0.2
 
 
 @pytest.fixture(scope="module")
 def model(default_model: Path) -> Iterator[Model]:
     with Model(default_model, device="cpu") as model:
         yield model
-
-
-class FreeGuesses(StepTimes):
-    """Says that steps with guesses take no longer."""
-
-    def without_guesses(self, streams: int) -> float:
-        return float(streams)
-
-    def with_guesses(self, streams: int, guesses: int, token_seconds: float = 0.0) -> float:
-        assert min(streams, guesses, token_seconds) > 0
-        return 1.0
-
-
-class Eager(Speculation):
-    """Guesses whenever it can."""
-
-    def __init__(self, most: int = MOST) -> None:
-        super().__init__(most, SLOTS * most)
-        self.times = FreeGuesses()
 
 
 @pytest.fixture
@@ -73,31 +57,6 @@ def plain(model: Model, context: Context) -> Harness:
 def guessing(model: Model, context: Context) -> Harness:
     """Return a harness on the same context, to be used when the plain one is done."""
     return Harness(model, context, speculation=Eager())
-
-
-def accepted(harness: Harness) -> int:
-    return sum(message.load.accepted_tokens for message in harness.sent if isinstance(message, Step))
-
-
-def generated(harness: Harness) -> int:
-    return sum(message.load.tokens_generated for message in harness.sent if isinstance(message, Step))
-
-
-def compare(model: Model, prompt: str, left: str, right: str) -> None:
-    """Fail unless the answers are the same up to a place where two tokens are nearly as probable."""
-    if left == right:
-        return
-    known = model.vocabulary.tokenize(prompt)
-    answers = [model.vocabulary.tokenize(text) for text in (left, right)]
-    length = min(map(len, answers))
-    place = int(np.flatnonzero(answers[0][:length] != answers[1][:length])[0])
-    tokens = np.concatenate([known, answers[0][:place]]).astype(np.int32)
-    with Context(model, slots=1, context_length=CONTEXT, batch_size=CONTEXT, threads=2) as context:
-        batch = Batch(CONTEXT)
-        batch.add(0, 0, tokens, wants_logits=True)
-        logits = context.decode(batch)[0]
-        first, second = (float(logits[answer[place]]) for answer in answers)
-    assert abs(first - second) < NEARLY, f"{left!r} is not {right!r}: differs by {first - second} at token {place}"
 
 
 @pytest.mark.parametrize("prompt", [REPETITIVE, EDIT, ORDINARY])

@@ -12,7 +12,8 @@ from app.worker.kv import KvCache
 from app.worker.sampling.sampler import TokenSampler
 from app.worker.scheduler import Scheduler
 from app.worker.sequence import Sequence
-from app.worker.speculation import Ledger, Speculation, StepTimes, guesses_in_step
+from app.worker.speculation import Speculation, guesses_in_step
+from app.worker.step_times import Ledger, StepTimes
 from app.worker.verification import joined
 
 CYCLE = list(range(10, 40))
@@ -36,7 +37,7 @@ def measured(most: int = 15, streams: int = 1, seconds: float = 1.0, per_guess: 
         speculation.observe(streams, 0, seconds)
         for guesses in (1, 3, 7, 15, 31):
             speculation.times.observe(streams, guesses, seconds + per_guess * guesses)
-    speculation.settle(1, 100)
+    speculation.settle(stream(), 1, 15, 100)
     return speculation
 
 
@@ -59,7 +60,7 @@ def test_without_a_measured_step_nothing_is_guessed_and_little_at_first() -> Non
     assert speculation.guess([stream()], 64, 0.1) == {}
     speculation.observe(1, 0, 1.0)
     assert speculation.guess([stream()], 64, 0.5) == {1: 3}
-    speculation.settle(1, 10)
+    speculation.settle(stream(), 1, 10, 10)
     assert speculation.guess([stream()], 64, 0.5) == {1: 7}
 
 
