@@ -23,10 +23,9 @@ _BUCKETS = [sum(matched > bound for bound in _BOUNDS) for matched in range(_LONG
 _FIRST_RATES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
 _LEAST_TO_RESUME = 4  # tokens of a match; shorter ones break off rather than replace a token
 _FIRST_TRIALS = 8.0  # that the rates which nobody has measured yet count for
-_INHERITED_TRIALS = 4.0  # that the rates of other sequences count for
+_INHERITED_TRIALS = 12.0  # that the rates of other sequences count for
 _MOST_TRIALS = 32  # so many of the newest count; texts change
 _MOST_TRIALS_OF_ALL = 512
-_MOST_HOPED = 64.0
 
 
 class HitRates:
@@ -38,25 +37,6 @@ class HitRates:
         self._trials = [_FIRST_TRIALS if others is None else _INHERITED_TRIALS] * len(self.rates)
         self._most_trials = _MOST_TRIALS_OF_ALL if others is None else _MOST_TRIALS
         self._others = others
-        self._hoped = _INHERITED_TRIALS  # computed guesses that should have come true
-        self._came = _INHERITED_TRIALS * (1.0 if others is None else others.trust)  # those that did
-
-    @property
-    def trust(self) -> float:
-        """What part of what was expected of computed guesses came true."""
-        return min(self._came / self._hoped, 1.0)
-
-    def observe_run(self, expected: float, came: int) -> None:
-        """Learn how many of the guesses of one step came true, of so many `expected`.
-
-        Guesses are computed where the rates look good, and that is where they are too high.
-        """
-        if self._hoped > _MOST_HOPED:
-            self._hoped, self._came = self._hoped / 2, self._came / 2
-        self._hoped += expected
-        self._came += came
-        if self._others is not None:
-            self._others.observe_run(expected, came)
 
     def observe(self, matched: int, *, hit: bool) -> None:
         """Learn whether the guess that followed a match came true."""
@@ -68,7 +48,7 @@ class HitRates:
 
     def expected(self, matched: int, most: int) -> list[float]:
         """Return how many of the next 1, 2, ... `most` guesses come true, on average, up to the first that doesn't."""
-        chance, total, totals = self.trust, 0.0, []
+        chance, total, totals = 1.0, 0.0, []
         for depth in range(matched, matched + most):
             chance *= self.rates[_BUCKETS[min(depth, _LONGEST_MATCH + 1)]]
             total += chance
@@ -101,7 +81,6 @@ class PromptLookup:
         self._matched = 0  # tokens before it that equal those at the end
         self._lost: _Lost | None = None  # with the last token
         self._replacements: dict[int, int] = {}
-        self._expected = 0.0  # of the guesses that were written last, until it is known
         prompt = tokens[:n_prompt].astype(np.int64)
         pairs = prompt[:-1] << _TOKEN_BITS | prompt[1:]
         triples = pairs[:-1] << _TOKEN_BITS | prompt[2:]
@@ -116,9 +95,6 @@ class PromptLookup:
 
     def follow(self, n_tokens: int) -> None:
         """Take in the tokens that were drawn since; there are `n_tokens` now."""
-        if self._expected and n_tokens > self._length:
-            self._rates.observe_run(self._expected, n_tokens - self._length - 1)
-            self._expected = 0.0
         for end in range(self._length + 1, n_tokens + 1):
             self._take(int(self._tokens[end - 1]), end)
         self._length = n_tokens
@@ -130,7 +106,6 @@ class PromptLookup:
     def write(self, count: int) -> None:
         """Write guesses behind the known tokens; a match that reaches these goes on into the guesses."""
         end = self._length
-        self._expected = self.expected(count)[-1]
         guesses = self._tokens[self._source : min(self._source + count, end)]
         self._tokens[end : end + count] = guesses if len(guesses) == count else np.resize(guesses, count)
         if self._replacements:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     _Hope = tuple[Sequence, list[float]]  # how many of 1, 2, ... guesses come true
 
 _COUNTS = (1, 3, 7, 15, 31)  # guesses of one sequence: with its own token, kernels for many rows are filled
-_LEAST_GAIN = 1.1  # a step with guesses must promise so many times the tokens a second
+_LEAST_GAIN = 1.05  # a step with guesses must promise so many times the tokens a second
 _LEAST_EXPECTED = 0.25  # guesses that come true; less is not worth looking at
 _MANY = 64  # guesses of all sequences in a step; a row of logits of each is memory
 

@@ -27,6 +27,9 @@ NEARLY = 0.2
 class FreeGuesses(StepTimes):
     """Says that steps with guesses take no longer."""
 
+    def observe(self, *_: Any, **__: Any) -> None:
+        pass
+
     def without_guesses(self, streams: int) -> float:
         return float(streams)
 

@@ -40,10 +40,12 @@ events = st.lists(
 class World:
     """A scheduler beside a model of llama.cpp's memory that is as strict as the real one."""
 
-    def __init__(self, *, shared: bool, speculates: bool = False) -> None:
+    def __init__(self, *, shared: bool, source: str | None = None) -> None:
         self.cache = KvCache(SLOTS, capacity=SHARED if shared else None)
-        speculation = Speculation(MOST_GUESSES, MOST_GUESSES_IN_STEP) if speculates else None
-        if speculation is not None:
+        speculation = None
+        if source is not None:
+            cost = 0.1 if source == "draft" else None
+            speculation = Speculation(MOST_GUESSES, MOST_GUESSES_IN_STEP, draft_cost=cost)
             for streams in range(1, SLOTS + 1):
                 speculation.observe(streams, 0, 1.0)
         self.scheduler = Scheduler(self.cache, BATCH, speculation=speculation)
@@ -80,6 +82,9 @@ class World:
             return
         for chunk in chunks:
             assert len(self.memory[chunk.slot.index]) == chunk.start
+            if schedule.drafted:
+                known = chunk.sequence.n_tokens
+                chunk.sequence.tokens[known : known + chunk.guesses] = 50
             added = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
             self.memory[chunk.slot.index] += added.tolist()
         scheduler.observe(chunks, 1.0 + 0.01 * schedule.guesses)
@@ -140,9 +145,9 @@ class World:
 
 
 @settings(max_examples=SCHEDULES, deadline=None)
-@given(events, st.booleans(), st.booleans())
-def test_books_and_memory_agree_and_everyone_is_served(history: list[Event], shared: bool, speculates: bool) -> None:
-    world = World(shared=shared, speculates=speculates)
+@given(events, st.booleans(), st.sampled_from([None, "lookup", "draft"]))
+def test_books_and_memory_agree_and_everyone_is_served(history: list[Event], shared: bool, source: str | None) -> None:
+    world = World(shared=shared, source=source)
     for event, number, answer, content, who in history:
         if event == "add":
             world.add(number, answer, content, who)

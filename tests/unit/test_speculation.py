@@ -7,6 +7,7 @@ import pytest
 
 from app.messages import Piece, Sampling, TokenLogprob
 from app.worker.detokenizer import Detokenizer
+from app.worker.draft_rate import DraftRate
 from app.worker.grammar import SequenceGrammar
 from app.worker.kv import KvCache
 from app.worker.sampling.sampler import TokenSampler
@@ -85,6 +86,38 @@ def test_only_those_with_something_to_guess_from_do() -> None:
         len(speculation.guess([stream(1), stream(2)], 15, 0.1)) == 1
         or speculation.guess([stream(1), stream(2)], 15, 0.1)[1] <= 7
     )
+
+
+def test_a_draft_model_guesses_where_the_text_has_nothing_and_as_long_as_it_is_right() -> None:
+    speculation = Speculation(7, 64, draft_cost=0.05)
+    speculation.observe(1, 0, 1.0)
+    one = stream(prompt=list(range(50, 90)), answer=0)
+    one.append(1)
+    chosen = speculation.guess([one], 64, 0.1)
+    assert speculation.source == "draft"
+    assert chosen[1] >= 3
+    for _ in range(30):
+        speculation.settle(one, 1, 7, 0)
+    assert speculation.guess([one], 64, 0.1) == {}
+    speculation.source = "draft"
+    for _ in range(60):
+        speculation.settle(one, 1, 7, 7)
+    assert speculation.guess([one], 64, 0.1) == {1: 7}
+
+
+def test_a_draft_rate_counts_up_to_the_first_wrong_guess_and_recovers() -> None:
+    everyone = DraftRate()
+    mine = DraftRate(everyone)
+    for _ in range(200):
+        mine.observe(3, 1)  # one right, one wrong, and one that says nothing
+    assert mine.rate == pytest.approx(0.5, abs=0.02)
+    assert DraftRate(everyone).expected(2) == pytest.approx([0.5, 0.75], abs=0.03)
+    for _ in range(50):
+        mine.observe(3, 0)
+    low = mine.rate
+    for _ in range(400):
+        mine.expected(1)
+    assert low < 0.3 < 0.5 < mine.rate
 
 
 def test_what_was_never_measured_is_tried_and_what_looked_bad_again_after_a_while() -> None:
