@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     Tokens = npt.NDArray[np.int32]
@@ -23,7 +25,7 @@ _BUCKETS = [sum(matched > bound for bound in _BOUNDS) for matched in range(_LONG
 _FIRST_RATES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
 _LEAST_TO_RESUME = 4  # tokens of a match; shorter ones break off rather than replace a token
 _FIRST_TRIALS = 8.0  # that the rates which nobody has measured yet count for
-_INHERITED_TRIALS = 12.0  # that the rates of other sequences count for
+_INHERITED_TRIALS = 4.0  # that the rates a sequence begins with count for
 _MOST_TRIALS = 32  # so many of the newest count; texts change
 _MOST_TRIALS_OF_ALL = 512
 
@@ -32,8 +34,9 @@ class HitRates:
     """How often the next token is the guessed one, by how many tokens had matched before it."""
 
     def __init__(self, others: HitRates | None = None) -> None:
-        """Begin with what was seen in others, or with a guess."""
-        self.rates: list[float] = list(_FIRST_RATES if others is None else others.rates)
+        """Begin with a guess, or half way between it and what was seen in others: a story is not like edited code."""
+        seen: Sequence[float] = _FIRST_RATES if others is None else others.rates
+        self.rates: list[float] = [(first + rate) / 2 for first, rate in zip(_FIRST_RATES, seen, strict=True)]
         self._trials = [_FIRST_TRIALS if others is None else _INHERITED_TRIALS] * len(self.rates)
         self._most_trials = _MOST_TRIALS_OF_ALL if others is None else _MOST_TRIALS
         self._others = others

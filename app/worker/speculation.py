@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     _Hope = tuple[Sequence, list[float]]  # how many of 1, 2, ... guesses come true
 
 _COUNTS = (1, 3, 7, 15, 31)  # guesses of one sequence: with its own token, kernels for many rows are filled
-_LEAST_GAIN = 1.05  # a step with guesses must promise so many times the tokens a second
+_LEAST_GAIN = 1.05  # times the tokens a second that a step with guesses must promise
+_LEAST_GAIN_OF_MANY = 1.25  # of several streams: those that get ahead leave the others to steps that are less full
 _LEAST_EXPECTED = 0.25  # guesses that come true; less is not worth looking at
 _MANY = 64  # guesses of all sequences in a step; a row of logits of each is memory
 
@@ -80,7 +81,7 @@ class Speculation:
         drafted = [] if self._draft_cost is None else [(sequence, self._by_draft(sequence)) for sequence in free]
         if not (by_lookup or drafted) or self.times.without_guesses(len(streams)) is None:
             return {}
-        best = _Choice(_LEAST_GAIN, [], 0, "lookup")
+        best = _Choice(_LEAST_GAIN if len(streams) == 1 else _LEAST_GAIN_OF_MANY, [], 0, "lookup")
         room = min(room, self._most_in_step)
         if by_lookup:
             best = self._better(best, len(streams), by_lookup, room, token_seconds, "lookup")
