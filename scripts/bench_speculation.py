@@ -4,8 +4,8 @@
                                         [--loads edit,summary,correct,quote,prose] [--guesses 15]
 
 A pair is one run without and one with speculation, in turns of who goes first, by two engines of one process on the
-same model. Tokens a second are those of the answers after their first tokens, without the prompts' time. `prose` is
-sampled (temperature 0.8, top-k 40, top-p 0.95), so that it hardly repeats itself; the others are greedy.
+same model. Tokens a second are those of all streams from when the last one has its first token until the first one
+ends. `prose` is sampled (temperature 0.8, top-k 40, top-p 0.95), so that it hardly repeats itself; others are greedy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from app.llama.context import Context  # noqa: E402 - found through the line above
 from app.llama.device import thread_count  # noqa: E402
 from app.llama.model import Model  # noqa: E402
-from app.messages import Generate, Sampling, Step  # noqa: E402
+from app.messages import Cancel, Generate, Sampling, Step  # noqa: E402
 from app.worker.engine import Engine  # noqa: E402
 from app.worker.speculation import Speculation, guesses_in_step  # noqa: E402
 
@@ -107,10 +107,11 @@ class Bench:
             prompt = self._vocabulary.tokenize(text, parse_special=True).astype("<i4").tobytes()
             sampled = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=8 * seed + stream)
             self._engine.submit(Generate(self._request, prompt, tokens, sampled if load.sampled else GREEDY))
+        first = self._request - self._streams + 1
         begun: set[int] = set()
-        ended = drawn = guessed = accepted = 0
-        started = time.perf_counter()
-        while ended < self._streams:
+        drawn = guessed = accepted = 0
+        started = ended = 0.0
+        while not ended:
             self._engine.step()
             if not self._steps:
                 continue
@@ -119,11 +120,15 @@ class Bench:
                 begun.update(piece.request for piece in step.pieces)
                 started = time.perf_counter()
                 continue
-            ended += sum(piece.finish_reason is not None for piece in step.pieces)
             drawn += step.load.tokens_generated
             guessed += step.load.guessed_tokens
             accepted += step.load.accepted_tokens
-        return Speed(drawn / (time.perf_counter() - started), guessed, accepted)
+            if any(piece.finish_reason for piece in step.pieces):
+                ended = time.perf_counter()
+        for request in range(first, first + self._streams):
+            self._engine.submit(Cancel(request))
+        self._engine.step()
+        return Speed(drawn / (ended - started), guessed, accepted)
 
     def _publish(self, message: object) -> None:
         if isinstance(message, Step):
