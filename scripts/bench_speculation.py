@@ -1,19 +1,20 @@
 """Measure what prompt lookup gains, and what it costs where nothing repeats, in paired runs of the real engine.
 
-    python scripts/bench_speculation.py MODEL.gguf [--streams 1,8] [--tokens 160] [--pairs 5] [--threads N]
+    python scripts/bench_speculation.py MODEL.gguf [--streams 1,8] [--tokens 160] [--rounds 5] [--threads N]
                                         [--loads edit,summary,correct,quote,prose] [--guesses 15]
 
-A pair is one run without and one with speculation, in turns of who goes first, by two engines of one process on the
-same model. Tokens a second are those of all streams from when the last one has its first token until the first one
-ends. `prose` is sampled (temperature 0.8, top-k 40, top-p 0.95), so that it hardly repeats itself; others are greedy.
+Two engines of one process, without and with speculation, get the same load and take turns every few steps, so that what
+else the machine does meets both. Tokens a second are those of all streams from when the last one has its first token
+until the first one ends. `prose` is sampled (temperature 0.8, top-k 40, top-p 0.95), so that it hardly repeats itself;
+others are greedy. The ratio is that of all tokens a second; the spread is that of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,14 +70,22 @@ LOADS = {
     "prose": Load("Tell me a story about an old clockmaker and a boy who could not sleep.", sampled=True),
 }
 GREEDY = Sampling(temperature=0)
+_STEPS_A_TURN = 10
 
 
-class Speed(NamedTuple):
-    """Tokens a second of one run, tokens guessed and accepted."""
+@dataclass
+class Count:
+    """What an engine has done so far, and in how many seconds."""
 
-    tokens: float
-    guessed: int
-    accepted: int
+    tokens: int = 0
+    guessed: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
 
 
 class Bench:
@@ -95,9 +104,8 @@ class Bench:
         self._streams = streams
         self._request = 0
 
-    def run(self, load: Load, tokens: int, seed: int) -> Speed:
-        """Answer the message on each stream; each prompt is a little different."""
-        self._steps.clear()
+    def begin(self, load: Load, tokens: int, seed: int) -> None:
+        """Ask for an answer on each stream, and step until all have begun; each prompt is a little different."""
         for stream in range(self._streams):
             self._request += 1
             text = (
@@ -107,28 +115,34 @@ class Bench:
             prompt = self._vocabulary.tokenize(text, parse_special=True).astype("<i4").tobytes()
             sampled = Sampling(temperature=0.8, top_k=40, top_p=0.95, seed=8 * seed + stream)
             self._engine.submit(Generate(self._request, prompt, tokens, sampled if load.sampled else GREEDY))
-        first = self._request - self._streams + 1
         begun: set[int] = set()
-        drawn = guessed = accepted = 0
-        started = ended = 0.0
-        while not ended:
+        while len(begun) < self._streams:
             self._engine.step()
-            if not self._steps:
-                continue
+            begun.update(piece.request for step in self._steps for piece in step.pieces)
+            self._steps.clear()
+
+    def go_on(self, count: Count) -> bool:
+        """Take a few steps; return whether an answer has ended."""
+        started = time.perf_counter()
+        ended = False
+        for _ in range(_STEPS_A_TURN):
+            self._engine.step()
             step = self._steps.pop()
-            if len(begun) < self._streams:
-                begun.update(piece.request for piece in step.pieces)
-                started = time.perf_counter()
-                continue
-            drawn += step.load.tokens_generated
-            guessed += step.load.guessed_tokens
-            accepted += step.load.accepted_tokens
-            if any(piece.finish_reason for piece in step.pieces):
-                ended = time.perf_counter()
-        for request in range(first, first + self._streams):
+            count.tokens += step.load.tokens_generated
+            count.guessed += step.load.guessed_tokens
+            count.accepted += step.load.accepted_tokens
+            ended = any(piece.finish_reason for piece in step.pieces)
+            if ended:
+                break
+        count.seconds += time.perf_counter() - started
+        return ended
+
+    def end(self) -> None:
+        """Cancel what still runs."""
+        for request in range(self._request - self._streams + 1, self._request + 1):
             self._engine.submit(Cancel(request))
         self._engine.step()
-        return Speed(drawn / (ended - started), guessed, accepted)
+        self._steps.clear()
 
     def _publish(self, message: object) -> None:
         if isinstance(message, Step):
@@ -139,24 +153,39 @@ class Bench:
         self._context.close()
 
 
+def one_round(plain: Bench, guessing: Bench, load: Load, tokens: int, seed: int) -> tuple[Count, Count]:
+    """Answer the load with both engines, in turns, until one has ended an answer."""
+    counts = {plain: Count(), guessing: Count()}
+    for bench in counts:
+        bench.begin(load, tokens, seed)
+    order = [plain, guessing]
+    ended = False
+    while not ended:
+        for bench in order:
+            ended = bench.go_on(counts[bench]) or ended
+        order.reverse()
+    for bench in counts:
+        bench.end()
+    return counts[plain], counts[guessing]
+
+
 def compare(model: Model, streams: int, arguments: argparse.Namespace) -> None:
     """Run all loads with so many streams and print a line for each."""
     threads = thread_count(arguments.threads)
     plain, guessing = (Bench(model, streams, threads, guesses) for guesses in (0, arguments.guesses))
     try:
         for load in arguments.loads.split(","):
-            ratios, speeds = [], []
-            for pair in range(arguments.pairs):
-                order = (plain, guessing) if pair % 2 else (guessing, plain)
-                found = {bench: bench.run(LOADS[load], arguments.tokens, pair) for bench in order}
-                ratios.append(found[guessing].tokens / found[plain].tokens)
-                speeds.append((found[plain].tokens, found[guessing].tokens))
-            off, on = (statistics.median(column) for column in zip(*speeds, strict=True))
-            last = found[guessing]
+            without, with_guesses, ratios = Count(), Count(), []
+            for seed in range(arguments.rounds):
+                counts = one_round(plain, guessing, LOADS[load], arguments.tokens, seed)
+                ratios.append(counts[1].speed / counts[0].speed)
+                for total, count in zip((without, with_guesses), counts, strict=True):
+                    for field in fields(Count):
+                        setattr(total, field.name, getattr(total, field.name) + getattr(count, field.name))
             print(
-                f"{streams} streams, {load:8}: {off:6.1f} tokens/s without, {on:6.1f} with; ratio "
-                f"{statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}; "
-                f"last run: {last.accepted} of {last.guessed} guesses right",
+                f"{streams} streams, {load:8}: {without.speed:6.1f} tokens/s without, {with_guesses.speed:6.1f} with; "
+                f"ratio {with_guesses.speed / without.speed:.3f}, from {min(ratios):.3f} to {max(ratios):.3f}; "
+                f"{with_guesses.accepted} of {with_guesses.guessed} guesses right",
                 flush=True,
             )
     finally:
@@ -170,7 +199,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--streams", default="1,8")
     parser.add_argument("--tokens", type=int, default=160)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--loads", default=",".join(LOADS))
     parser.add_argument("--guesses", type=int, default=15)
