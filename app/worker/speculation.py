@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _COUNTS = (1, 3, 7, 15, 31)  # guesses of one sequence: with its own token, kernels for many rows are filled
 _LEAST_GAIN = 1.05  # times the tokens a second that a step with guesses must promise
-_LEAST_GAIN_OF_MANY = 1.25  # of several streams: those that get ahead leave the others to steps that are less full
+_LEAST_GAIN_OF_MANY = 1.5  # of several streams: those that get ahead leave the others to steps that are less full
 _LEAST_EXPECTED = 0.25  # guesses that come true; less is not worth looking at
 _MANY = 64  # guesses of all sequences in a step; a row of logits of each is memory
 
