@@ -21,6 +21,7 @@ from app.errors import StorageError, UsageError
 Device = Literal["auto", "cpu", "cuda", "metal"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 Switch = Literal["auto", "on", "off"]
+Speculate = Literal["off", "lookup"]
 Origin = Literal["default", "file", "environment", "flag"]
 
 
@@ -68,6 +69,14 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         bool,
         Meta(description="equal requests get equal answers whatever else runs; one at a time, all computed anew"),
     ] = False
+    speculate: Annotated[
+        Speculate,
+        Meta(description="guess next tokens, and compute several in one step; lookup: from the text so far"),
+    ] = "lookup"
+    draft_model: Annotated[
+        str, Meta(description="a small GGUF with the same vocabulary, which guesses next tokens as well")
+    ] = ""
+    draft_tokens: Annotated[int, Meta(ge=1, le=31, description="most guesses of one sequence in a step")] = 15
     queue: Annotated[int, Meta(ge=0, le=100_000, description="requests that may wait for a slot; more get a 429")] = 64
     request_timeout: Annotated[
         float, Meta(ge=0, le=604_800, description="seconds that a request may take, waiting included; 0: no limit")

@@ -68,6 +68,9 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     flash_attention: Literal["auto", "on", "off"] = "auto"
     micro_batch_size: int = 0  # tokens that llama.cpp computes at once; 0: 512, or less in a smaller batch
     deterministic: bool = False  # every sequence is computed alone, in chunks that depend on its length only
+    speculate: Literal["off", "lookup"] = "off"  # where guesses of the next tokens come from
+    draft_tokens: int = 15  # most guesses of one sequence in a step
+    draft_path: str = ""  # a smaller model that guesses, too
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -217,6 +220,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     tokens_generated: int  # in this step
     preemptions: int  # since the start
     step_seconds: float
+    guessed_tokens: int = 0  # in this step, beside the streams' own
+    accepted_tokens: int = 0  # of these: they are in the answers
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

@@ -50,8 +50,8 @@ class Batch:
         self.structure.n_tokens = 0
         self.rows = 0
 
-    def add(self, sequence: int, start: int, tokens: npt.NDArray[np.int32], *, wants_logits: bool) -> None:
-        """Append tokens of one sequence at positions start, start + 1, ...; logits of the last one if wanted.
+    def add(self, sequence: int, start: int, tokens: npt.NDArray[np.int32], *, wants_logits: int) -> None:
+        """Append tokens of one sequence at positions start, start + 1, ...; the last `wants_logits` get logits.
 
         Raises DecodeError when they don't fit: llama.cpp would abort.
         """
@@ -65,8 +65,8 @@ class Batch:
         self._sequence[first:end] = sequence
         self._wants_logits[first:end] = 0
         if wants_logits:
-            self._wants_logits[end - 1] = 1
-            self.rows += 1
+            self._wants_logits[end - wants_logits : end] = 1
+            self.rows += wants_logits
         self.structure.n_tokens = end
 
     def want_logits_from(self, first: int) -> None:

@@ -48,6 +48,8 @@ _COUNTERS = {
     "num_preemptions_total": "Sequences put back because the KV cache was full.",
     "prompt_tokens_total": "Prompt tokens of requests that fit; each prompt once.",
     "generation_tokens_total": "Tokens drawn.",
+    "spec_decode_num_draft_tokens_total": "Tokens guessed and computed beside the streams' own.",
+    "spec_decode_num_accepted_tokens_total": "Of these, tokens that are in the answers.",
     "worker_restarts_total": "Workers started in place of one that died.",
 }
 _LABELS = ("model_name",)
@@ -144,6 +146,8 @@ class ModelMetrics:
         self.preemptions = counters["num_preemptions_total"]
         self.prompt_tokens = counters["prompt_tokens_total"]
         self.generation_tokens = counters["generation_tokens_total"]
+        self.draft_tokens = counters["spec_decode_num_draft_tokens_total"]
+        self.accepted_tokens = counters["spec_decode_num_accepted_tokens_total"]
         self.worker_restarts = counters["worker_restarts_total"]
         self._success = functools.cache(functools.partial(success.labels, model_name))
         self._failure = functools.cache(functools.partial(failure.labels, model_name))
@@ -164,6 +168,9 @@ class ModelMetrics:
         """Take the worker's state after a step."""
         self._load = load
         self._generated += load.tokens_generated
+        if load.guessed_tokens:
+            self.draft_tokens.inc(load.guessed_tokens)
+            self.accepted_tokens.inc(load.accepted_tokens)
 
     def observe_token(self, seconds: float) -> None:
         """Take the time between two tokens of a stream."""

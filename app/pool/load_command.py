@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.config import cache_folder, seconds
 from app.messages import LoadModel
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from app.config import ServeSettings
 
 _MIB = 1 << 20
 
 
 def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
-    """Return the frame. What is computed alone has one slot and keeps no prefixes."""
+    """Return the frame. What is computed alone has one slot, keeps no prefixes and guesses nothing."""
     alone = settings.deterministic
     return LoadModel(
         path=str(model_file.absolute()),
@@ -35,6 +34,11 @@ def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
         flash_attention=settings.flash_attn,
         micro_batch_size=settings.ubatch_size,
         deterministic=alone,
+        speculate="off" if alone else settings.speculate,
+        draft_tokens=settings.draft_tokens,
+        draft_path=str(Path(settings.draft_model).expanduser().absolute())
+        if settings.draft_model and not alone
+        else "",
     )
 
 

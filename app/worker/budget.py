@@ -19,7 +19,7 @@ _GUESSED_SPEEDUP = 4  # of a prompt's token over a stream's, until one has been 
 class FixedBudget:
     """As much as a batch holds, always: what is computed together then depends on the prompt's length alone."""
 
-    prompt_token_seconds: float | None = None
+    prompt_token_seconds = 0.0  # nobody asks
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -44,8 +44,7 @@ class StepBudget:
     def __init__(self, itl_target: float | None = None) -> None:
         """Start without a measurement. `itl_target`: seconds; None chooses it from the streams' steps."""
         self._itl_target = itl_target
-        self.prompt_token_seconds: float | None = None
-        """What a prompt's token takes, as far as it was measured."""
+        self._prompt_token_seconds: float | None = None
         self._stream_seconds: float | None = None
 
     @property
@@ -57,10 +56,19 @@ class StepBudget:
             return _LONGEST_SECONDS
         return min(max(_STREAM_STEPS * self._stream_seconds, _SHORTEST_SECONDS), _LONGEST_SECONDS)
 
+    @property
+    def prompt_token_seconds(self) -> float:
+        """The seconds that a token of a prompt takes in a large chunk."""
+        if self._prompt_token_seconds is not None:
+            return max(self._prompt_token_seconds, 1e-9)
+        if self._stream_seconds is not None:
+            return max(self._stream_seconds, 1e-9) / _GUESSED_SPEEDUP
+        return _LONGEST_SECONDS / LEAST_CHUNK
+
     def observe_prompts(self, tokens: int, seconds: float) -> None:
         """Learn from a step of prompts that held this many tokens."""
         if tokens >= _LEAST_MEASURED:
-            self.prompt_token_seconds = _follow(self.prompt_token_seconds, seconds / tokens)
+            self._prompt_token_seconds = _follow(self._prompt_token_seconds, seconds / tokens)
 
     def observe_streams(self, seconds: float) -> None:
         """Learn from a step that held one token of each stream."""
@@ -82,14 +90,7 @@ class StepBudget:
 
     def _tokens_within(self, target: float, streams: float) -> int:
         """Return how many prompt tokens can be computed in what a step of the streams leaves of a time."""
-        return int(max(target - streams, _LEAST_SHARE * target) / self._seconds_per_token())
-
-    def _seconds_per_token(self) -> float:
-        if self.prompt_token_seconds is not None:
-            return max(self.prompt_token_seconds, 1e-9)
-        if self._stream_seconds is not None:
-            return max(self._stream_seconds, 1e-9) / _GUESSED_SPEEDUP
-        return _LONGEST_SECONDS / LEAST_CHUNK
+        return int(max(target - streams, _LEAST_SHARE * target) / self.prompt_token_seconds)
 
 
 def _follow(average: float | None, newest: float) -> float:

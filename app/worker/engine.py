@@ -13,20 +13,20 @@ import numpy as np
 
 from app.errors import DecodeError, EngineError, NoKvSlotError, RequestError
 from app.llama.batch import Batch
-from app.llama.device import thread_count
-from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step, TokenLogprob
+from app.messages import Accepted, Cancel, Generate, Load, Piece, Refused, Step
 from app.worker.budget import FixedBudget, StepBudget
+from app.worker.drawing import Drawing
 from app.worker.grammar import Grammars
 from app.worker.kv import KvCache
 from app.worker.prefix_store import PrefixStore
 from app.worker.prefixes import Prefixes, PrefixLoaded
 from app.worker.request import new_sequence
-from app.worker.sampling.batch import NO_TOKEN, sample
+from app.worker.sampling.batch import NO_TOKEN
 from app.worker.sampling.breakers import BreakerTable
-from app.worker.sampling.logprobs import RowLogprobs, raw_logprobs
-from app.worker.sampling.threads import RowThreads
 from app.worker.scheduler import Scheduler
 from app.worker.sequence import Sequence
+from app.worker.token_names import TokenNames
+from app.worker.verification import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +35,16 @@ if TYPE_CHECKING:
 
     from app.llama.context import Context
     from app.llama.model import Model
-    from app.messages import FinishReason
+    from app.messages import FinishReason, TokenLogprob
+    from app.worker.draft import DraftModel
     from app.worker.kv import Placement
     from app.worker.prefix_files import PrefixFiles
+    from app.worker.sampling.logprobs import RowLogprobs
     from app.worker.scheduler import Chunk, Schedule
+    from app.worker.speculation import Speculation
 
 _COMPUTE_FAILED = -3
 _FAILURES_IN_A_ROW = 3
-_LEAST_LOGPROB = -9999.0  # JSON knows no infinity
 
 
 class Engine:
@@ -56,34 +58,40 @@ class Engine:
         itl_target: float | None = None,
         store: PrefixStore | None = None,
         files: PrefixFiles | None = None,
+        speculation: Speculation | None = None,
+        draft: DraftModel | None = None,
         *,
         deterministic: bool = False,
     ) -> None:
         """Serve `context`; `publish` is called from the engine's thread and from those that submit.
 
         `itl_target`: seconds between two tokens of a stream; None chooses it from measured steps. `store` and `files`
-        keep prefixes that slots lose. `deterministic`: a sequence's computation depends on itself alone; takes a
-        context of one slot.
+        keep prefixes that slots lose. `speculation` guesses tokens, with the `draft` model if there is one; the context
+        must have rows of logits for them. `deterministic`: a sequence's computation depends on itself alone; takes a
+        context of one slot, and no speculation.
         """
         self._vocabulary = model.vocabulary
         self._pieces = model.vocabulary.pieces
+        self._names = TokenNames(model.vocabulary)
         self._eog = model.vocabulary.eog
         self._eog_ids = np.array(sorted(self._eog), np.int32)
         self._breakers = BreakerTable(lambda: model.vocabulary.words, model.vocabulary.tokenize)
-        self._row_threads = RowThreads(thread_count(0))
         self._context = context
         self._batch = Batch(context.batch_size)
         self._cache = KvCache(
             context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens, reuses=not deterministic
         )
         budget = FixedBudget(context.batch_size) if deterministic else StepBudget(itl_target)
-        self._scheduler = Scheduler(self._cache, context.batch_size, budget)
+        self._scheduler = Scheduler(self._cache, context.batch_size, budget, speculation)
         self._commands: queue.SimpleQueue[Sequence | Cancel | PrefixLoaded] = queue.SimpleQueue()
         store = PrefixStore(0) if store is None else store
+        self._draft = draft
         self._prefixes = Prefixes(context, store, files, self._commands.put)
         self._grammars = Grammars(model.vocabulary, self._commands.put)
+        self._drawing = Drawing(self._grammars, self._settle)
         self._publish = publish
         self._pieces_of_step: list[Piece] = []
+        self._accepted = 0  # guesses of this step that came true
         self._failures = 0  # decodes that failed, one after the other
         self._fatal: DecodeError | None = None
         self._no_logits = np.empty((0, self._vocabulary.size), np.float32)
@@ -133,16 +141,15 @@ class Engine:
         started = time.perf_counter()
         self._prepare_slots(self._scheduler.admit(), started)
         schedule = self._scheduler.schedule()
-        rows, logits = self._decode(schedule)
-        rows, logits = self._grammars.ready_rows(rows, logits, idle=not schedule.chunks)
+        drawn = self._drawing.draw(schedule, *self._decode(schedule))
         now = time.perf_counter()
-        samplers, threads = [sequence.sampler for sequence in rows], self._row_threads
-        details = raw_logprobs(logits, [s.top_logprobs for s in rows], [s.edits for s in samplers], threads)
-        tokens = sample(logits, samplers, [s.tokens[: s.n_tokens] for s in rows], self._grammars.masks(rows), threads)
-        for sequence, token, detail in zip(rows, tokens, details, strict=True):
-            self._update(sequence, token, detail, now)
-        self._grammars.advance(rows)
-        self._publish_step(schedule.prompt_tokens, len(rows), started)
+        generated = 0
+        for sequence, token, detail in drawn:
+            if sequence.slot is not None:  # else it has ended before the tokens that came out of its guesses
+                self._update(sequence, token, detail, now)
+                generated += 1
+        self._grammars.advance([sequence for sequence, _, _ in drawn])
+        self._publish_step(schedule, generated, started)
 
     def check_integrity(self) -> None:
         """Compare the books with llama.cpp's memory; call it between steps. Raises EngineError."""
@@ -191,9 +198,10 @@ class Engine:
         if not chunks:
             return [], self._no_logits
         batch.clear()
+        drafting = self._draft.write(schedule) if schedule.drafted and self._draft is not None else 0.0
         for chunk in chunks:
             tokens = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
-            batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.wants_logits)
+            batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.wants_logits + chunk.guesses)
         started = time.perf_counter()
         try:
             logits = self._context.decode(batch)
@@ -204,16 +212,16 @@ class Engine:
             self._drop(chunks, error)
             return [], self._no_logits
         self._failures = 0
-        self._observe(chunks, time.perf_counter() - started)
+        self._scheduler.observe(chunks, drafting + time.perf_counter() - started)
         self._scheduler.advance(chunks)
         return [chunk.sequence for chunk in chunks if chunk.wants_logits], logits
 
-    def _observe(self, chunks: list[Chunk], seconds: float) -> None:
-        tokens = sum(chunk.count for chunk in chunks)
-        if tokens == len(chunks):
-            self._scheduler.budget.observe_streams(seconds)
-        else:
-            self._scheduler.budget.observe_prompts(tokens, seconds)
+    def _settle(self, chunk: Chunk, accepted: int) -> None:
+        """Cut from the memory the guesses that did not come true."""
+        self._accepted += accepted
+        length = self._scheduler.settle(chunk, accepted)
+        if accepted < chunk.guesses:
+            self._context.memory.rewind(chunk.slot.index, length)
 
     def _make_room(self, error: NoKvSlotError) -> None:
         """Free what nobody uses, so that the next step can try again; else put the youngest sequence back."""
@@ -255,7 +263,7 @@ class Engine:
             self._end(sequence, "stop", detokenizer.flush())
             return
         text = detokenizer.push(self._pieces[token])
-        entries = None if detail is None else [self._token_logprob(token, detail)]
+        entries = None if detail is None else [self._names.logprob(token, detail)]
         complete = grammar is not None and grammar.accept(token)
         if complete or sequence.is_full:
             text += detokenizer.flush()
@@ -267,14 +275,6 @@ class Engine:
             self._pieces_of_step.append(
                 Piece(sequence.request, text, sequence.n_drawn, None, sequence.n_cached, entries)
             )
-
-    def _token_logprob(self, token: int, detail: RowLogprobs) -> TokenLogprob:
-        best = [(other, self._name(other), max(logprob, _LEAST_LOGPROB)) for other, logprob in detail.top]
-        return TokenLogprob(token, self._name(token), max(detail.of(token), _LEAST_LOGPROB), best)
-
-    def _name(self, token: int) -> bytes:
-        """Return a token's bytes, also of a control token, which has none in an answer."""
-        return self._pieces[token] or self._vocabulary.token_to_piece(token, special=True)
 
     def _end(
         self,
@@ -300,19 +300,24 @@ class Engine:
             self._context.memory.clear(slot.index)
             self._cache.clear(slot)
 
-    def _publish_step(self, prompt_tokens: int, generated: int, started: float) -> None:
+    def _publish_step(self, schedule: Schedule, generated: int, started: float) -> None:
         pieces, self._pieces_of_step = self._pieces_of_step, []
-        if pieces or prompt_tokens:
+        if schedule.guesses:
+            pieces = joined(pieces)
+        if pieces or schedule.prompt_tokens:
             load = Load(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
                 kv_tokens=self._cache.tokens_in_use,
                 kv_capacity=self._capacity,
-                prompt_tokens_computed=prompt_tokens,
+                prompt_tokens_computed=schedule.prompt_tokens,
                 tokens_generated=generated,
                 preemptions=self._scheduler.preemptions,
                 step_seconds=time.perf_counter() - started,
+                guessed_tokens=schedule.guesses,
+                accepted_tokens=self._accepted,
             )
             self._publish(Step(pieces, load))
+        self._accepted = 0
         if self._fatal is not None:
             raise EngineError(f"llama.cpp's context is beyond repair: {self._fatal.message}") from self._fatal

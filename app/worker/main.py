@@ -6,6 +6,7 @@ its end, even in the middle of a decode. The main thread loads the model and run
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import queue
@@ -27,9 +28,11 @@ from app.llama.device import thread_count
 from app.llama.library import build_name
 from app.llama.model import Model
 from app.messages import FrameReader, Hello, LoadFailed, LoadModel, ToWorker, encode_frame
+from app.worker.draft import DraftModel, open_draft
 from app.worker.engine import Engine
 from app.worker.prefix_files import PrefixFiles, model_identity
 from app.worker.prefix_store import PrefixStore
+from app.worker.speculation import Speculation, guesses_in_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,14 +114,24 @@ def main(arguments: list[str]) -> int:
     try:
         command = connection.wait_for_load()
         model, context, hello = load(command)
+        draft = _draft(command, model, context)
     except (EngineError, OSError, ImportError) as error:  # the latter two: a library that isn't there
         connection.send(LoadFailed(str(error)))
         return 1
-    with model, context:
+    with model, context, contextlib.nullcontext() if draft is None else contextlib.closing(draft):
         store = PrefixStore(command.prefix_memory_bytes, can_rewind=model.can_rewind)
-        files = _prefix_files(command)
-        deterministic = command.deterministic
-        engine = Engine(model, context, connection.send, command.itl_target, store, files, deterministic=deterministic)
+        files, speculation = _prefix_files(command), _speculation(command, model, draft)
+        engine = Engine(
+            model,
+            context,
+            connection.send,
+            command.itl_target,
+            store,
+            files,
+            speculation,
+            draft,
+            deterministic=command.deterministic,
+        )
         try:
             engine.warm_up()
         except DecodeError as error:
@@ -127,6 +140,17 @@ def main(arguments: list[str]) -> int:
         connection.serve(engine)
         connection.send(hello)
         return _run(engine.run)
+
+
+def _draft(command: LoadModel, model: Model, context: Context) -> DraftModel | None:
+    if not command.draft_path or not _speculates(command, model):
+        return None
+    try:
+        return open_draft(command, model, context.context_length)
+    except ModelLoadError:
+        context.close()
+        model.close()
+        raise
 
 
 def _prefix_files(command: LoadModel) -> PrefixFiles | None:
@@ -152,8 +176,22 @@ def _fingerprint(command: LoadModel, model: Model, context: Context) -> str:
         command.gpu_layers,
     )
     libraries = (version(name) for name in ("numpy", "llguidance", "jinja2"))
-    settings = (command.cache_type, command.flash_attention, *map(str, numbers), *libraries, together)
+    guesses = (command.speculate, str(command.draft_tokens), command.draft_path)
+    settings = (command.cache_type, command.flash_attention, *map(str, numbers), *libraries, *guesses, together)
     return model_identity(Path(command.path), build_name(), model.device_name, *settings)
+
+
+def _speculates(command: LoadModel, model: Model) -> bool:
+    return command.speculate != "off" and model.can_rewind
+
+
+def _speculation(command: LoadModel, model: Model, draft: DraftModel | None) -> Speculation | None:
+    if _speculates(command, model):
+        cost = None if draft is None else draft.tensor_bytes / model.tensor_bytes
+        return Speculation(command.draft_tokens, guesses_in_step(command.slots, command.draft_tokens), draft_cost=cost)
+    if command.speculate != "off":
+        print("worker: no speculation: this model's memory cannot be cut back", file=sys.stderr, flush=True)
+    return None
 
 
 def load(command: LoadModel) -> tuple[Model, Context, Hello]:
@@ -167,12 +205,14 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
             trained or sys.maxsize,
             command.kv_tokens or sys.maxsize,
         )
+        guesses = guesses_in_step(command.slots, command.draft_tokens) if _speculates(command, model) else 0
         context = Context(
             model,
             slots=command.slots,
             context_length=context_length,
             batch_size=max(command.batch_size, command.slots),
             threads=thread_count(command.threads),
+            logits_rows=command.slots + guesses,
             shared_tokens=command.kv_tokens or None,
             cache_type=command.cache_type,
             flash_attention=command.flash_attention,

@@ -39,11 +39,9 @@ class SavingCost:
         old = self._byte_seconds
         self._byte_seconds = newest if old is None else old + _WEIGHT_OF_NEWEST * (newest - old)
 
-    def pays(self, nbytes: int, compute_seconds: float | None) -> bool:
+    def pays(self, nbytes: int, compute_seconds: float) -> bool:
         """Tell whether to save so much, given the time to compute it again; now and then in any case, to learn."""
-        if self._byte_seconds is None or compute_seconds is None:
-            return True
-        if compute_seconds >= _SAVED_FOR_ONE_USED * self._byte_seconds * nbytes:
+        if self._byte_seconds is None or compute_seconds >= _SAVED_FOR_ONE_USED * self._byte_seconds * nbytes:
             return True
         self._passed_over += 1
         return self._passed_over % _SEEN_AGAIN == 0
@@ -97,15 +95,14 @@ class Prefixes:
         for sequence in self._waiting.pop(id(entry), ()):
             sequence.awaits_state = None
 
-    def rescue(self, placement: Placement, token_seconds: float | None) -> None:
+    def rescue(self, placement: Placement, token_seconds: float) -> None:
         """Keep what a slot still holds and is about to lose, if it pays; a prompt's token takes so many seconds."""
         index, tokens, scope = placement.slot.index, placement.evicted, placement.evicted_scope
         if not self._store.keeps_states or not len(tokens):
             return
         if not self._store.is_wanted(tokens, scope, placement.evicted_elsewhere):
             return
-        compute_seconds = None if token_seconds is None else token_seconds * len(tokens)
-        if self._cost.pays(self._context.state_bytes(index), compute_seconds):
+        if self._cost.pays(self._context.state_bytes(index), token_seconds * len(tokens)):
             started = time.perf_counter()
             entry, state = self._saved(index, tokens, scope)
             self._cost.observe(len(state), time.perf_counter() - started)

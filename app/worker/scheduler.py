@@ -2,7 +2,8 @@
 
 Each sequence has tokens that are known and not yet computed. Those that lack one token are computed together, then
 prompts get a chunk, in turns: in a partitioned cache llama.cpp splits a mixed batch into several passes, which together
-take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by the streams' pace.
+take longer than two batches of one kind (docs/adr/0002). A turn's prompt tokens are bounded by the streams' pace. The
+streams may bring guesses of what follows their tokens (docs/adr/0006), which the caller verifies.
 """
 
 from __future__ import annotations
@@ -17,19 +18,24 @@ from app.worker.kv import common_prefix
 if TYPE_CHECKING:
     from app.worker.kv import KvCache, Placement, Slot
     from app.worker.sequence import Sequence
+    from app.worker.speculation import Speculation
 
 _WORTH_WAITING = 64  # tokens that another sequence is about to compute
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Tokens [start, start + count) of one sequence; `wants_logits` when they are its last known ones."""
+    """Tokens [start, start + count) of one sequence; `wants_logits` when its last known one is among them.
+
+    The last `guesses` of them are not known: logits are wanted of each, and of the known one before them.
+    """
 
     sequence: Sequence
     slot: Slot
     start: int
     count: int
     wants_logits: bool
+    guesses: int = 0
 
 
 @dataclass(slots=True)
@@ -38,13 +44,24 @@ class Schedule:
 
     chunks: list[Chunk] = field(default_factory=list)  # by slot: llama.cpp wants consecutive sequences together
     prompt_tokens: int = 0
+    guesses: int = 0
+    drafted: bool = False  # the guesses are yet to be written, by the draft model
 
 
 class Scheduler:
     """The waiting and the running sequences."""
 
-    def __init__(self, cache: KvCache, batch_size: int, budget: StepBudget | FixedBudget | None = None) -> None:
-        """Schedule onto the cache's slots, at most `batch_size` tokens a step (at least one a slot)."""
+    def __init__(
+        self,
+        cache: KvCache,
+        batch_size: int,
+        budget: StepBudget | FixedBudget | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        """Schedule onto the cache's slots, at most `batch_size` tokens a step (at least one a slot).
+
+        `speculation` guesses; None: nobody does. It needs a cache that can rewind.
+        """
         if batch_size < len(cache.slots):
             raise ValueError(f"a batch of {batch_size} tokens is smaller than the {len(cache.slots)} slots")
         self.cache = cache
@@ -54,7 +71,9 @@ class Scheduler:
         self.preemptions = 0
         self._shares = FairShares()
         self._batch_size = batch_size
+        self._speculation = speculation
         self._prompts_are_next = False
+        self._streams = 1  # in the last step of streams
 
     @property
     def has_work(self) -> bool:
@@ -121,34 +140,69 @@ class Scheduler:
             sequence.slot.length = length
 
     def schedule(self) -> Schedule:
-        """Choose what the next step computes: one token of each stream, or chunks of prompts."""
+        """Choose what the next step computes: one token of each stream, perhaps with guesses, or chunks of prompts."""
         decoding = [sequence for sequence in self.running if sequence.n_pending == 1]
         prompts = [sequence for sequence in self.running if sequence.n_pending > 1]
         turn_of_prompts = bool(prompts) and (self._prompts_are_next or not decoding)
         self._prompts_are_next = not turn_of_prompts
+        guesses: dict[int, int] = {}
         if turn_of_prompts:
             # a stream whose grammar's mask is late is neither: it has nothing to compute, and waits all the same
             bounds = self.budget.prompt_bounds(undisturbed=len(prompts) == len(self.running))
             budget, room = (min(self._batch_size, bound) for bound in bounds)
             counts = _share(sorted(prompts, key=self._soonest_done), prompts[0], budget, room)
         else:
-            counts = [(sequence, 1) for sequence in (*decoding, *_between(decoding, prompts))]
-        schedule = Schedule()
+            between = _between(decoding, prompts)
+            counts = [(sequence, 1) for sequence in (*decoding, *between)]
+            if self._speculation is not None and not between:
+                room, token_seconds = self._room_for_guesses(len(decoding)), self.budget.prompt_token_seconds
+                guesses = self._speculation.guess(decoding, room, token_seconds)
+        schedule = Schedule(guesses=sum(guesses.values()))
+        if guesses and self._speculation is not None:
+            schedule.drafted = self._speculation.source == "draft"
         for sequence, count in counts:
             if sequence.slot is not None:
                 start = sequence.n_computed
                 wants_logits = start + count == sequence.n_tokens
-                schedule.chunks.append(Chunk(sequence, sequence.slot, start, count, wants_logits))
+                guessed = guesses.get(sequence.request, 0)
+                schedule.chunks.append(Chunk(sequence, sequence.slot, start, count + guessed, wants_logits, guessed))
                 if start < sequence.n_prompt:
                     schedule.prompt_tokens += count
         schedule.chunks.sort(key=lambda chunk: chunk.slot.index)
         return schedule
 
+    def observe(self, chunks: list[Chunk], seconds: float) -> None:
+        """Learn how long a step with these chunks took."""
+        tokens = sum(chunk.count for chunk in chunks)
+        guesses = sum(chunk.guesses for chunk in chunks)
+        if tokens > len(chunks) and not guesses:
+            self.budget.observe_prompts(tokens, seconds)
+            return
+        self.budget.observe_streams(seconds)
+        if self._speculation is not None:
+            self._streams = len(chunks)
+            self._speculation.observe(len(chunks), guesses, seconds)
+
     def advance(self, chunks: list[Chunk]) -> None:
-        """Note that these chunks are computed."""
+        """Note that these chunks are computed; those with guesses must be settled before anything else."""
         for chunk in chunks:
             chunk.sequence.n_computed = chunk.slot.length = chunk.start + chunk.count
             self._shares.charge(chunk.sequence.client, chunk.count)
+
+    def settle(self, chunk: Chunk, accepted: int) -> int:
+        """Note how many of a chunk's guesses came true; return how many tokens its slot shall be cut to."""
+        if self._speculation is not None:
+            self._speculation.settle(chunk.sequence, self._streams, chunk.guesses, accepted)
+        length = chunk.start + chunk.count - chunk.guesses + accepted
+        chunk.sequence.n_computed = chunk.slot.length = length
+        return length
+
+    def _room_for_guesses(self, streams: int) -> int:
+        """Return how many tokens a step may hold beside the streams' own; no slot loses anything to guesses."""
+        room = self._batch_size - streams
+        if self.cache.capacity is not None:
+            room = min(room, self.cache.capacity - streams - sum(slot.length for slot in self.cache.slots))
+        return max(room, 0)
 
     def _leave_slot(self, sequence: Sequence) -> Slot:
         slot = sequence.slot

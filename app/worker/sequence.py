@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from app.worker.detokenizer import Detokenizer
+    from app.worker.draft_rate import DraftRate
     from app.worker.grammar import SequenceGrammar
     from app.worker.kv import Slot
+    from app.worker.lookup import PromptLookup
     from app.worker.prefix_store import StoredPrefix
     from app.worker.sampling.sampler import TokenSampler
 
@@ -24,7 +26,7 @@ class Sequence:
     """A prompt and the tokens drawn so far. `n_computed` chases `n_tokens`; when they meet, a token is drawn."""
 
     request: int
-    tokens: npt.NDArray[np.int32]  # room for prompt and answer; [:n_tokens] are there
+    tokens: npt.NDArray[np.int32]  # room for prompt and answer; [:n_tokens] are there, guesses may follow
     n_prompt: int
     n_tokens: int
     arrived: float
@@ -36,6 +38,8 @@ class Sequence:
     priority: int = 0  # the lower, the sooner
     stop_tokens: frozenset[int] = frozenset()  # which end the answer as the vocabulary's own ends do
     grammar: SequenceGrammar | None = None
+    lookup: PromptLookup | None = None  # what its next tokens are guessed from
+    draft_rate: DraftRate | None = None
     n_computed: int = 0
     n_cached: int = 0  # prompt tokens that the slot already held
     slot: Slot | None = None

@@ -10,9 +10,11 @@ import msgspec
 from app.llama.context import Context
 from app.llama.model import Model
 from app.messages import Generate, Piece, Sampling, Step
+from app.worker.draft import DraftModel
 from app.worker.engine import Engine
 from app.worker.prefix_files import PrefixFiles
 from app.worker.prefix_store import PrefixStore
+from app.worker.speculation import Speculation
 
 GREEDY = Sampling(temperature=0)
 
@@ -27,6 +29,8 @@ class Harness:
     store: PrefixStore | None = None
     files: PrefixFiles | None = None
     deterministic: bool = False
+    speculation: Speculation | None = None
+    draft: DraftModel | None = None
 
     def __post_init__(self) -> None:
         self.engine = Engine(
@@ -36,6 +40,8 @@ class Harness:
             store=self.store,
             files=self.files,
             deterministic=self.deterministic,
+            speculation=self.speculation,
+            draft=self.draft,
         )
 
     def tokens(self, text: str) -> bytes:

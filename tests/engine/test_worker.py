@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -72,7 +73,7 @@ class Worker:
                 pieces += message.pieces
         return pieces
 
-    def load(self, model: Path, **more: int) -> FromWorker:
+    def load(self, model: Path, **more: Any) -> FromWorker:
         self.send(LoadModel(str(model), device="cpu", **more))
         return self.receive()
 
@@ -154,6 +155,19 @@ def test_a_closed_socket_ends_it_at_once_even_in_a_prompt(loaded: Worker) -> Non
 def test_a_closed_socket_ends_it_while_it_loads(worker: Worker, default_model: Path) -> None:
     worker.send(LoadModel(str(default_model)))
     assert worker.close() == 0
+
+
+def test_a_worker_speculates_with_a_draft_model(worker: Worker, default_model: Path) -> None:
+    more = {"slots": 2, "context_length": 512, "speculate": "lookup", "draft_path": str(default_model)}
+    assert isinstance(worker.load(default_model, **more), Hello)
+    worker.send(Generate(1, PROMPT * 4, 60, GREEDY, ignore_eos=True))
+    assert worker.pieces_until(lambda piece: piece.finish_reason is not None)[-1].completion_tokens == 60
+
+
+def test_a_draft_model_that_is_not_there_is_said(worker: Worker, default_model: Path, tmp_path: Path) -> None:
+    answer = worker.load(default_model, slots=1, speculate="lookup", draft_path=str(tmp_path / "none.gguf"))
+    assert isinstance(answer, LoadFailed)
+    assert "none.gguf is not a file" in answer.message
 
 
 def test_signals_are_the_parents_business(loaded: Worker) -> None:

@@ -15,15 +15,17 @@ from app.messages import Sampling
 from app.worker.detokenizer import Detokenizer
 from app.worker.kv import KvCache
 from app.worker.sampling.sampler import TokenSampler
-from app.worker.scheduler import Scheduler
+from app.worker.scheduler import Chunk, Scheduler
 from app.worker.sequence import Sequence
+from app.worker.speculation import Speculation
 
 SLOTS, BATCH, SHARED = 3, 40, 120
 SCHEDULES = int(os.environ.get("PESTLE_SCHEDULES", "300"))
+MOST_GUESSES, MOST_GUESSES_IN_STEP = 7, 12
 SAMPLER = TokenSampler(Sampling(temperature=0), 100)
 
 Event = tuple[str, int, int, int, int]
-requests = st.tuples(st.just("add"), st.integers(1, 90), st.integers(1, 6), st.integers(0, 3), st.integers(0, 5))
+requests = st.tuples(st.just("add"), st.integers(1, 90), st.integers(1, 30), st.integers(0, 3), st.integers(0, 5))
 events = st.lists(
     st.one_of(
         requests,
@@ -38,9 +40,15 @@ events = st.lists(
 class World:
     """A scheduler beside a model of llama.cpp's memory that is as strict as the real one."""
 
-    def __init__(self, *, shared: bool) -> None:
+    def __init__(self, *, shared: bool, source: str | None = None) -> None:
         self.cache = KvCache(SLOTS, capacity=SHARED if shared else None)
-        self.scheduler = Scheduler(self.cache, BATCH)
+        speculation = None
+        if source is not None:
+            cost = 0.1 if source == "draft" else None
+            speculation = Speculation(MOST_GUESSES, MOST_GUESSES_IN_STEP, draft_cost=cost)
+            for streams in range(1, SLOTS + 1):
+                speculation.observe(streams, 0, 1.0)
+        self.scheduler = Scheduler(self.cache, BATCH, speculation=speculation)
         self.memory: list[list[int]] = [[] for _ in range(SLOTS)]
         self.added = 0
         self.left_out = 0  # steps in a row in which running streams got nothing
@@ -55,7 +63,10 @@ class World:
     def step(self) -> None:
         self._admit()
         scheduler = self.scheduler
-        chunks = scheduler.schedule().chunks
+        schedule = scheduler.schedule()
+        chunks = schedule.chunks
+        assert schedule.guesses == sum(chunk.guesses for chunk in chunks) <= MOST_GUESSES_IN_STEP
+        assert len({chunk.guesses for chunk in chunks if chunk.guesses}) <= 1
         assert sum(chunk.count for chunk in chunks) <= BATCH
         assert all(chunk.count >= 1 for chunk in chunks)
         assert bool(chunks) == bool(scheduler.running)
@@ -66,19 +77,37 @@ class World:
         assert self.left_out <= 1, "running streams were left out twice"
         assert len({chunk.slot.index for chunk in chunks}) == len(chunks)
         if self.cache.capacity and self._stored() + sum(chunk.count for chunk in chunks) > self.cache.capacity:
+            assert not schedule.guesses, "guesses have made the store run short"
             self._make_room()
             return
         for chunk in chunks:
             assert len(self.memory[chunk.slot.index]) == chunk.start
+            if schedule.drafted:
+                known = chunk.sequence.n_tokens
+                chunk.sequence.tokens[known : known + chunk.guesses] = 50
             added = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
             self.memory[chunk.slot.index] += added.tolist()
+        scheduler.observe(chunks, 1.0 + 0.01 * schedule.guesses)
         scheduler.advance(chunks)
         for chunk in chunks:
-            assert chunk.wants_logits == (chunk.sequence.n_pending == 0)
-            if chunk.wants_logits:
-                chunk.sequence.append(50 + chunk.start % 3)
-                if chunk.sequence.is_full:
-                    scheduler.remove(chunk.sequence)
+            drawn = self._drawn(chunk) if chunk.wants_logits else []
+            if chunk.guesses:
+                del self.memory[chunk.slot.index][scheduler.settle(chunk, len(drawn) - 1) :]
+            assert chunk.wants_logits == (chunk.sequence.n_pending == 0 or len(drawn) > 1)
+            for token in drawn:
+                chunk.sequence.append(token)
+            if chunk.sequence.is_full:
+                scheduler.remove(chunk.sequence)
+
+    def _drawn(self, chunk: Chunk) -> list[int]:
+        """Return the tokens that come out of a chunk: after each guess that came true, one more."""
+        sequence = chunk.sequence
+        drawn: list[int] = []
+        while not drawn or (
+            len(drawn) <= chunk.guesses and drawn[-1] == sequence.tokens[sequence.n_tokens + len(drawn) - 1]
+        ):
+            drawn.append(50 + (sequence.n_tokens + len(drawn)) // 3 % 2)
+        return drawn
 
     def check(self) -> None:
         assert self.cache.differences([len(held) for held in self.memory]) == []
@@ -116,9 +145,9 @@ class World:
 
 
 @settings(max_examples=SCHEDULES, deadline=None)
-@given(events, st.booleans())
-def test_books_and_memory_agree_and_everyone_is_served(history: list[Event], shared: bool) -> None:
-    world = World(shared=shared)
+@given(events, st.booleans(), st.sampled_from([None, "lookup", "draft"]))
+def test_books_and_memory_agree_and_everyone_is_served(history: list[Event], shared: bool, source: str | None) -> None:
+    world = World(shared=shared, source=source)
     for event, number, answer, content, who in history:
         if event == "add":
             world.add(number, answer, content, who)

@@ -102,12 +102,14 @@ def test_the_workers_state_becomes_gauges_and_counters() -> None:
     metrics = Metrics()
     model = metrics.model("tiny")
     model.observe_load(Load(3, 2, 25, 100, 64, 3, 1, 0.01))
-    model.observe_load(Load(2, 0, 50, 100, 0, 2, 1, 0.01))
+    model.observe_load(Load(2, 0, 50, 100, 0, 2, 1, 0.01, guessed_tokens=7, accepted_tokens=4))
     text = metrics.render().decode()
     assert 'pestle_num_requests_running{model_name="tiny"} 2.0' in text
     assert 'pestle_kv_cache_usage_ratio{model_name="tiny"} 0.5' in text
     assert 'pestle_generation_tokens_total{model_name="tiny"} 5.0' in text
     assert 'pestle_num_preemptions_total{model_name="tiny"} 1.0' in text
+    assert 'pestle_spec_decode_num_draft_tokens_total{model_name="tiny"} 7.0' in text
+    assert 'pestle_spec_decode_num_accepted_tokens_total{model_name="tiny"} 4.0' in text
     model.worker_gone()
     model.observe_load(Load(0, 0, 0, 100, 0, 0, 2, 0.01))  # a fresh worker counts from zero
     assert 'pestle_num_preemptions_total{model_name="tiny"} 3.0' in metrics.render().decode()

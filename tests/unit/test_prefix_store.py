@@ -96,5 +96,4 @@ def test_saving_pays_where_computing_again_takes_several_times_as_long() -> None
     assert cost.pays(1000, 0.1)
     assert not cost.pays(1000, 0.07)
     assert cost.pays(500, 0.07)
-    assert cost.pays(1000, None)
     assert sum(cost.pays(1000, 1e-6) for _ in range(1000)) == 10

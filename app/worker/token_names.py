@@ -1,0 +1,29 @@
+"""Tokens of an answer as clients see them beside their log probabilities."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.messages import TokenLogprob
+
+if TYPE_CHECKING:
+    from app.llama.vocab import Vocabulary
+    from app.worker.sampling.logprobs import RowLogprobs
+
+_LEAST_LOGPROB = -9999.0  # JSON knows no infinity
+
+
+class TokenNames:
+    """The bytes of every token, also of those that have none in an answer."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._pieces = vocabulary.pieces
+
+    def logprob(self, token: int, detail: RowLogprobs) -> TokenLogprob:
+        """Return a drawn token's entry."""
+        best = [(other, self._name(other), max(logprob, _LEAST_LOGPROB)) for other, logprob in detail.top]
+        return TokenLogprob(token, self._name(token), max(detail.of(token), _LEAST_LOGPROB), best)
+
+    def _name(self, token: int) -> bytes:
+        return self._pieces[token] or self._vocabulary.token_to_piece(token, special=True)
