@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,10 +175,18 @@ def _fingerprint(command: LoadModel, model: Model, context: Context) -> str:
         context.micro_batch_size,
         command.gpu_layers,
     )
-    libraries = (version(name) for name in ("numpy", "llguidance", "jinja2"))
+    libraries = (_version(name) for name in ("numpy", "llguidance", "jinja2"))
     guesses = (command.speculate, str(command.draft_tokens), command.draft_path)
     settings = (command.cache_type, command.flash_attention, *map(str, numbers), *libraries, *guesses, together)
     return model_identity(Path(command.path), build_name(), model.device_name, *settings)
+
+
+def _version(name: str) -> str:
+    """Return a library's version; of one that is not there, which only grammars need, nothing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def _speculates(command: LoadModel, model: Model) -> bool:
