@@ -281,3 +281,4 @@ def test_what_is_computed_alone_gets_one_slot_and_keeps_no_prefixes(tmp_path: Pa
     command = load_command(settings, tmp_path / "model.gguf")
     assert (command.slots, command.kv_tokens, command.context_length, command.deterministic) == (1, 0, 512, True)
     assert (command.prefix_memory_bytes, command.prefix_disk_bytes) == (0, 0)
+    assert command.speculate == "off"
