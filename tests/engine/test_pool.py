@@ -130,7 +130,7 @@ def kill(pool: Pool, child: str) -> None:
 def assert_nothing_held(pool: Pool) -> None:
     assert pool._admission.taken == 0
     assert pool._worker.running == 0
-    assert not pool._generations
+    assert not pool._open
 
 
 async def worker_is_idle(pool: Pool) -> None:
