@@ -152,9 +152,10 @@ class Scheduler:
             budget, room = (min(self._batch_size, bound) for bound in bounds)
             counts = _share(sorted(prompts, key=self._soonest_done), prompts[0], budget, room)
         else:
-            between = _between(decoding, prompts)
-            counts = [(sequence, 1) for sequence in (*decoding, *between)]
-            if self._speculation is not None and not between:
+            counts = [(sequence, 1) for sequence in (*decoding, *_between(decoding, prompts))]
+            if (
+                self._speculation is not None and not prompts and not self.waiting
+            ):  # who would wait for the guesses, too
                 room, token_seconds = self._room_for_guesses(len(decoding)), self.budget.prompt_token_seconds
                 guesses = self._speculation.guess(decoding, room, token_seconds)
         schedule = Schedule(guesses=sum(guesses.values()))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _COUNTS = (1, 3, 7, 15, 31)  # guesses of one sequence: with its own token, kernels for many rows are filled
 _LEAST_GAIN = 1.05  # times the tokens a second that a step with guesses must promise
 _LEAST_GAIN_OF_MANY = 1.5  # of several streams: those that get ahead leave the others to steps that are less full
+_MOST_STREAMS = 2  # of more, guesses and looking for them took a twentieth from eight streams on two cores
 _LEAST_EXPECTED = 0.25  # guesses that come true; less is not worth looking at
 _MANY = 64  # guesses of all sequences in a step; a row of logits of each is memory
 
@@ -76,6 +77,8 @@ class Speculation:
         that. `room`: tokens that the step and the cache have left. `token_seconds`: what a token of a prompt takes, of
         which a step holds many; a guess can hardly take less.
         """
+        if len(streams) > _MOST_STREAMS:
+            return {}
         free = [sequence for sequence in streams if sequence.grammar is None]  # else later masks are not known yet
         by_lookup = [(sequence, expected) for sequence in free if (expected := self._by_lookup(sequence))]
         drafted = [] if self._draft_cost is None else [(sequence, self._by_draft(sequence)) for sequence in free]

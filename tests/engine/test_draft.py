@@ -17,7 +17,7 @@ from app.worker.draft import DraftModel, open_draft, vocabulary_difference
 from tests.engine.harness import Harness
 from tests.engine.speculating import CONTEXT, MOST, ORDINARY, REPETITIVE, SLOTS, DraftOnly, accepted, compare
 
-PROMPTS = [ORDINARY, REPETITIVE, "My favourite animal is"]
+PROMPTS = [ORDINARY, REPETITIVE]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,15 @@ def test_answers_are_those_without_a_draft_model(model: Model, context: Context,
     plain = Harness(model, context)
     for request, prompt in enumerate(PROMPTS):
         plain.submit(request, prompt, 30 + 5 * request, ignore_eos=True)
-    plain.finish(0, 1, 2)
+    plain.finish(0, 1)
     context.memory.clear_all()
     for request, prompt in enumerate(PROMPTS):
         harness.submit(request, prompt, 30 + 5 * request, ignore_eos=True)
-    harness.finish(0, 1, 2)
+    harness.finish(0, 1)
     for request, prompt in enumerate(PROMPTS):
         assert harness.pieces(request)[-1].completion_tokens == 30 + 5 * request
         compare(model, prompt, plain.answer(request), harness.answer(request))
-    assert accepted(harness) > 50
+    assert accepted(harness) > 30
 
 
 def test_it_follows_slots_that_change_hands_and_long_prompts(harness: Harness) -> None:
