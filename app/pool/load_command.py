@@ -34,7 +34,7 @@ def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
         flash_attention=settings.flash_attn,
         micro_batch_size=settings.ubatch_size,
         deterministic=alone,
-        speculate="off" if alone else settings.speculate,
+        speculate="off" if alone else "lookup" if settings.draft_model else settings.speculate,
         draft_tokens=settings.draft_tokens,
         draft_path=str(Path(settings.draft_model).expanduser().absolute())
         if settings.draft_model and not alone
