@@ -282,3 +282,10 @@ def test_what_is_computed_alone_gets_one_slot_and_keeps_no_prefixes(tmp_path: Pa
     assert (command.slots, command.kv_tokens, command.context_length, command.deterministic) == (1, 0, 512, True)
     assert (command.prefix_memory_bytes, command.prefix_disk_bytes) == (0, 0)
     assert command.speculate == "off"
+
+
+def test_a_draft_model_guesses_without_being_told_to(tmp_path: Path) -> None:
+    assert load_command(ServeSettings(), tmp_path / "model.gguf").speculate == "off"
+    settings = ServeSettings(draft_model=str(tmp_path / "small.gguf"))
+    command = load_command(settings, tmp_path / "model.gguf")
+    assert (command.speculate, command.draft_path) == ("lookup", str(tmp_path / "small.gguf"))

@@ -88,6 +88,11 @@ def test_only_those_with_something_to_guess_from_do() -> None:
     )
 
 
+def test_more_than_two_streams_do_not_guess() -> None:
+    speculation = measured(streams=3, per_guess=0.01)
+    assert speculation.guess([stream(1), stream(2), stream(3)], 64, 0.1) == {}
+
+
 def test_a_draft_model_guesses_where_the_text_has_nothing_and_as_long_as_it_is_right() -> None:
     speculation = Speculation(7, 64, draft_cost=0.05)
     speculation.observe(1, 0, 1.0)
@@ -189,6 +194,22 @@ def test_a_scheduler_gives_guesses_to_streams_and_settles_them() -> None:
     assert (chunk.count, chunk.guesses, schedule.guesses, chunk.wants_logits) == (8, 7, 7, True)
     scheduler.advance(schedule.chunks)
     assert scheduler.settle(chunk, 2) == chunk.start + 3 == one.n_computed == chunk.slot.length
+
+
+def test_nobody_guesses_while_a_prompt_is_there() -> None:
+    scheduler = Scheduler(KvCache(2), 100, speculation=measured(most=7, per_guess=0.01))
+    one, other = stream(1), stream(2)
+    one.n_computed = other.n_computed = 0
+    for sequence in (one, other):
+        scheduler.add(sequence)
+        scheduler.admit()
+        if sequence is one:
+            while one.n_pending:
+                scheduler.advance(scheduler.schedule().chunks)
+            one.append(int(CYCLE[0]))
+    steps = [scheduler.schedule(), scheduler.schedule()]  # one of the prompt, one of the stream
+    assert [step.guesses for step in steps] == [0, 0]
+    assert min(max(chunk.count for chunk in step.chunks) for step in steps) == 1
 
 
 def test_a_shared_store_gives_up_nothing_for_guesses() -> None:
