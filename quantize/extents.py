@@ -28,6 +28,11 @@ class Extents:
         place = bisect.bisect_right(self._starts, start) - 1
         return start >= end or (place >= 0 and self._ends[place] >= end)
 
+    def run_from(self, start: int) -> int:
+        """Return how many bytes are there without a gap from a position on; 0 if that one is not."""
+        place = bisect.bisect_right(self._starts, start) - 1
+        return max(0, self._ends[place] - start) if place >= 0 else 0
+
     @property
     def total(self) -> int:
         """How many bytes are there."""

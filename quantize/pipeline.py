@@ -12,7 +12,7 @@ from app.errors import UsageError
 from quantize import dequantize, families, gguf_source
 from quantize import recipe as recipes
 from quantize.checkpoint import Checkpoint, StoredTensor
-from quantize.digest import FileDigest
+from quantize.digest import KEPT_BYTES, FileDigest
 from quantize.encoding import available_cpus, encoded
 from quantize.header import QUANTIZATION_VERSION, KeyTable
 from quantize.identity import identities
@@ -265,7 +265,8 @@ def _targets(prepared: Prepared, outs: Sequence[Path], *, resume: bool) -> list[
     for out in outs:
         check_target(out, prepared)
     planned = zip(prepared.outputs, outs, identities(prepared), strict=True)
-    return [Target(output.plan, out, run, resume=resume) for output, out, run in planned]
+    kept = KEPT_BYTES // len(outs)
+    return [Target(output.plan, out, run, resume=resume, kept_bytes=kept) for output, out, run in planned]
 
 
 def _result(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantize.card import remove_card
-from quantize.digest import FileDigest, RunningDigest
+from quantize.digest import KEPT_BYTES, FileDigest, RunningDigest
 from quantize.header import aligned
 from quantize.plan import Plan
 from quantize.slabs import Slab
@@ -14,13 +14,18 @@ from quantize.writer import AtomicFile
 
 
 class Target(AtomicFile):
-    """An `AtomicFile` that knows its plan. `run` is the identity of what is made (see `identity`)."""
+    """An `AtomicFile` that knows its plan.
 
-    def __init__(self, plan: Plan, out: Path, run: str, *, resume: bool) -> None:
+    `run` is the identity of what is made (see `identity`), `kept_bytes` what its digest may keep in memory.
+    """
+
+    def __init__(self, plan: Plan, out: Path, run: str, *, resume: bool, kept_bytes: int = KEPT_BYTES) -> None:
         super().__init__(out, plan.file_size, run, resume=resume)
         self.out = out
         self.digest: FileDigest | None = None
-        self._plan, self._samples, self._hashing = plan, Samples(), RunningDigest(plan)
+        self._plan, self._samples = plan, Samples()
+        self._hashing = RunningDigest(plan, self.read_back, kept_bytes)
+        self._begun = False
 
     def has_slab(self, slab: Slab) -> bool:
         """Tell whether a slab, and the padding behind it, is there already."""
@@ -29,7 +34,7 @@ class Target(AtomicFile):
 
     def write(self, slab: Slab, data: memoryview) -> None:
         """Put a slab's bytes where they belong, and the padding behind a tensor's last."""
-        self._write_header()
+        self._begin()
         start = self._place(slab)
         self._samples.take(start, data)
         self.write_at(start, data)
@@ -38,7 +43,7 @@ class Target(AtomicFile):
 
     def check_plan(self) -> None:
         """Bring the complete file to the disk and compare it with the plan."""
-        self._write_header()
+        self._begin()
         self.check(self._look_at)
 
     def write_at(self, offset: int, data: memoryview) -> None:
@@ -53,9 +58,13 @@ class Target(AtomicFile):
 
     def _look_at(self, part: Path) -> None:
         verify(part, self._plan, self._samples)
-        self.digest = self._hashing.finish(part)
+        self.digest = self._hashing.finish()
 
-    def _write_header(self) -> None:
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        self._hashing.take_written(self.there)
         header = memoryview(self._plan.header)
         if not self.has(0, len(header)):
             self.write_at(0, header)

@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -69,6 +69,11 @@ class AtomicFile:
         can_go_on = kind is not None and issubclass(kind, (KeyboardInterrupt, StorageError))
         self._leave(keep=self._resume and can_go_on and self._there.total > 0)
 
+    @property
+    def there(self) -> Iterable[tuple[int, int]]:
+        """The ranges of bytes that are there."""
+        return self._there
+
     def has(self, start: int, end: int) -> bool:
         """Tell whether these bytes are there already, from an earlier run or from this one."""
         return self._there.covers(start, end)
@@ -94,6 +99,18 @@ class AtomicFile:
         if self._unsynced_bytes >= self._sync_bytes and (self._sync is None or not self._sync.is_alive()):
             self._sync = threading.Thread(target=self._sync_quietly, args=(self._take_unsynced(),), daemon=True)
             self._sync.start()
+
+    def read_back(self, offset: int, length: int) -> bytes:
+        """Return bytes that were written, at least one of them. Raises `StorageError`."""
+        if self._part is None:
+            raise AssertionError("the file is not open")
+        try:
+            data = os.pread(self._part.file, length, offset)
+        except OSError as error:
+            raise self._storage_error(error) from error
+        if not data:
+            raise StorageError(f"{self._part.path}: someone else cut it short while it was written")
+        return data
 
     def check(self, verify: Callable[[Path], None]) -> None:
         """Bring the complete file to the disk and let `verify` look at it."""
