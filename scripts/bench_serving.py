@@ -3,6 +3,7 @@
     python scripts/bench_serving.py --url http://127.0.0.1:8080 --clients 8 --requests 64
     python scripts/bench_serving.py --url http://127.0.0.1:8080 --rate 2 --requests 100 --workload mixed
     LLAMA_SERVER=.../llama-server python scripts/bench_serving.py --peer [--model FILE.gguf] --clients 8 --runs 5
+    python scripts/bench_serving.py --peer --against "--speculate off" --pestle-args "--speculate lookup" --clients 8
     python scripts/bench_serving.py --self-test
 
 Exit codes: 0 all requests answered, 1 some were not, 2 usage, 3 a server did not come up or refuses, 130 interrupted.
@@ -78,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with --peer: llama-server on both sides, to see what a ratio of 1 looks like",
     )
+    pairs.add_argument(
+        "--against", metavar="FLAGS", help="with --peer: Pestle with these flags (may be none) in llama-server's place"
+    )
     pairs.add_argument("--model", type=Path, help="the GGUF that both serve (default: the embedded model, Q8_0)")
     pairs.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     pairs.add_argument("--slots", type=int, help="slots of each server (default: --clients)")
@@ -133,10 +137,13 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.requests = args.requests or max(8, 4 * args.clients)
     args.slots = args.slots or args.clients
     if args.peer:
-        if not os.environ.get("LLAMA_SERVER"):
+        if args.against is None and not os.environ.get("LLAMA_SERVER"):
             parser.error("--peer needs the path of llama-server in the environment variable LLAMA_SERVER")
         if args.model is not None and not args.model.is_file():
             parser.error(f"--model {args.model} is not a file")
+
+
+LLAMA = "llama-server"
 
 
 class Bench:
@@ -206,24 +213,31 @@ def start_sides(bench: Bench, stack: ExitStack) -> list[tuple[str, Target, peer.
     """Start the subject and the peer; both stay up, idle, while the other works."""
     args = bench.args
     shape = peer.ServerShape(args.model or peer.default_model(), args.threads, args.slots, args.ctx)
-    port = peer.free_port()
-    command = peer.llama_server_command(os.environ["LLAMA_SERVER"], shape, port, shlex.split(args.llama_args))
-    theirs = stack.enter_context(peer.running("llama-server", command, port))
-    if args.url:
-        ours: tuple[str, Target, peer.Server | None] = ("subject", Target.parse(args.url, args.api_key), None)
-    else:
+
+    def pestle(name: str, flags: str) -> peer.Server:
         port = peer.free_port()
-        name = "llama-server-again" if args.noise_floor else "pestle"
-        if args.noise_floor:
-            command = peer.llama_server_command(os.environ["LLAMA_SERVER"], shape, port, shlex.split(args.llama_args))
-        else:
-            command = peer.pestle_command(args.pestle, shape, port, shlex.split(args.pestle_args))
-        server = stack.enter_context(peer.running(name, command, port))
-        ours = (name, server.target, server)
-    for name, _, server_or_none in (ours, ("llama-server", theirs.target, theirs)):
+        return stack.enter_context(
+            peer.running(name, peer.pestle_command(args.pestle, shape, port, shlex.split(flags)), port)
+        )
+
+    def llama_server(name: str) -> peer.Server:
+        port = peer.free_port()
+        command = peer.llama_server_command(os.environ["LLAMA_SERVER"], shape, port, shlex.split(args.llama_args))
+        return stack.enter_context(peer.running(name, command, port))
+
+    other = LLAMA if args.against is None else "peer"
+    theirs = llama_server(other) if args.against is None else pestle(other, args.against)
+    if args.url:
+        subject: tuple[str, Target, peer.Server | None] = ("subject", Target.parse(args.url, args.api_key), None)
+    else:
+        name = f"{LLAMA}-again" if args.noise_floor else "pestle"
+        server = llama_server(name) if args.noise_floor else pestle(name, args.pestle_args)
+        subject = (name, server.target, server)
+    sides = [subject, (other, theirs.target, theirs)]
+    for name, _, server_or_none in sides:
         if server_or_none is not None:
             bench.say(f"{name}: {shlex.join(server_or_none.command)}")
-    return [ours, ("llama-server", theirs.target, theirs)]
+    return sides
 
 
 def bench_peer(bench: Bench) -> tuple[dict[str, Any], list[Figures]]:

@@ -69,6 +69,19 @@ class Batch:
             self.rows += wants_logits
         self.structure.n_tokens = end
 
+    def add_streams(self, sequences: list[int], positions: list[int], tokens: list[int]) -> None:
+        """Append one token of each sequence at its position, with logits; as `add`, for all of them at once."""
+        first = self.structure.n_tokens
+        end = first + len(tokens)
+        if end > self.capacity:
+            raise DecodeError(f"{end} tokens do not fit into a batch of {self.capacity}")
+        self._token[first:end] = tokens
+        self._position[first:end] = positions
+        self._sequence[first:end] = sequences
+        self._wants_logits[first:end] = 1
+        self.rows += len(tokens)
+        self.structure.n_tokens = end
+
     def want_logits_from(self, first: int) -> None:
         """Ask for the logits of every token of the batch from index `first` on, and of none before it."""
         count = len(self)

@@ -199,9 +199,7 @@ class Engine:
             return [], self._no_logits
         batch.clear()
         drafting = self._draft.write(schedule) if schedule.drafted and self._draft is not None else 0.0
-        for chunk in chunks:
-            tokens = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
-            batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.wants_logits + chunk.guesses)
+        _fill(batch, chunks)
         started = time.perf_counter()
         try:
             logits = self._context.decode(batch)
@@ -321,3 +319,16 @@ class Engine:
         self._accepted = 0
         if self._fatal is not None:
             raise EngineError(f"llama.cpp's context is beyond repair: {self._fatal.message}") from self._fatal
+
+
+def _fill(batch: Batch, chunks: list[Chunk]) -> None:
+    if all(chunk.count == 1 and chunk.wants_logits for chunk in chunks):
+        batch.add_streams(
+            [chunk.slot.index for chunk in chunks],
+            [chunk.start for chunk in chunks],
+            [chunk.sequence.newest for chunk in chunks],
+        )
+        return
+    for chunk in chunks:
+        tokens = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
+        batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.wants_logits + chunk.guesses)

@@ -64,6 +64,11 @@ class Sequence:
         """Whether the answer has its last token."""
         return self.n_tokens == len(self.tokens)
 
+    @property
+    def newest(self) -> int:
+        """The last token that is known."""
+        return int(self.tokens[self.n_tokens - 1])
+
     def append(self, token: int) -> None:
         """Add a drawn token."""
         self.tokens[self.n_tokens] = token

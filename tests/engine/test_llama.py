@@ -108,6 +108,23 @@ def test_limits_that_would_abort_are_errors(default_model: Path) -> None:
             context.decode(batch)
 
 
+def test_streams_are_added_at_once_or_not_at_all() -> None:
+    batch, alone = Batch(3), Batch(3)
+    batch.add_streams([0, 2, 5], [7, 40, 1], [500, 501, 502])
+    for sequence, position, token in ((0, 7, 500), (2, 40, 501), (5, 1, 502)):
+        alone.add(sequence, position, np.array([token], np.int32), wants_logits=1)
+    assert _content(batch) == _content(alone)
+    with pytest.raises(DecodeError, match="4 tokens do not fit into a batch of 3"):
+        batch.add_streams([6], [0], [503])
+    assert _content(batch) == _content(alone)
+
+
+def _content(batch: Batch) -> tuple[object, ...]:
+    raw = batch.structure
+    tokens = [(raw.token[i], raw.pos[i], raw.n_seq_id[i], raw.seq_id[i][0], raw.logits[i]) for i in range(len(batch))]
+    return batch.rows, tokens
+
+
 def test_a_full_cache_is_told(default_model: Path) -> None:
     with (
         Model(default_model, device="cpu") as model,
