@@ -80,7 +80,7 @@ bench-engine: $(DEV) ## measure the engine against llama-server (LLAMA_SERVER) u
 	  exit $$status
 
 prove-scheduler: $(DEV) ## try 100,000 random histories of the scheduler
-	@PESTLE_SCHEDULES=100000 $(PYTHON) -m pytest -q tests/property/test_scheduler.py
+	@PESTLE_SCHEDULES=100000 $(PYTHON) -m pytest -q -o timeout=0 tests/property/test_scheduler.py
 
 bounds: $(DEV) ## prove the bounds of memory and reading on large random checkpoints, inside 1 GiB
 	@$(PYTHON) scripts/prove_bounds.py
