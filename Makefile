@@ -17,7 +17,7 @@ RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 KERNELS := $(wildcard quantize/native/*.c quantize/native/*.h)
 
-.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine prove-scheduler prove-grammars prove-kernels bench-quantize clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine bench-api prove-scheduler prove-grammars prove-kernels bench-quantize clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ bench-engine: $(DEV) ## measure the engine against llama-server (LLAMA_SERVER) u
 	  $(PYTHON) scripts/bench_engine.py --runs $(or $(RUNS),5) $(foreach load,$(LOADS),--load $(load)) --write docs/benchmarks.md || status=$$?; \
 	  $(PYTHON) scripts/bench_restart.py || status=$$?; \
 	  exit $$status
+
+bench-api: $(DEV) ## measure what an event costs the API process, alone on a core
+	@$(PYTHON) scripts/bench_api.py
 
 prove-scheduler: $(DEV) ## try 100,000 random histories of the scheduler
 	@PESTLE_SCHEDULES=100000 $(PYTHON) -m pytest -q -o timeout=0 tests/property/test_scheduler.py
