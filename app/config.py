@@ -72,7 +72,7 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     speculate: Annotated[
         Speculate,
         Meta(description="guess next tokens, and compute several in one step; lookup: from the text so far"),
-    ] = "off"
+    ] = "lookup"
     draft_model: Annotated[
         str, Meta(description="a small GGUF with the same vocabulary, which guesses next tokens as well")
     ] = ""

@@ -9,7 +9,7 @@ from app.config import cache_folder, seconds
 from app.messages import LoadModel
 
 if TYPE_CHECKING:
-    from app.config import ServeSettings
+    from app.config import ServeSettings, Speculate
 
 _MIB = 1 << 20
 
@@ -17,6 +17,8 @@ _MIB = 1 << 20
 def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
     """Return the frame. What is computed alone has one slot, keeps no prefixes and guesses nothing."""
     alone = settings.deterministic
+    speculate: Speculate = "off" if alone else settings.speculate
+    draft = settings.draft_model if speculate != "off" else ""
     return LoadModel(
         path=str(model_file.absolute()),
         slots=1 if alone else settings.parallel,
@@ -34,11 +36,9 @@ def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
         flash_attention=settings.flash_attn,
         micro_batch_size=settings.ubatch_size,
         deterministic=alone,
-        speculate="off" if alone else "lookup" if settings.draft_model else settings.speculate,
+        speculate=speculate,
         draft_tokens=settings.draft_tokens,
-        draft_path=str(Path(settings.draft_model).expanduser().absolute())
-        if settings.draft_model and not alone
-        else "",
+        draft_path=str(Path(draft).expanduser().absolute()) if draft else "",
     )
 
 

@@ -284,8 +284,10 @@ def test_what_is_computed_alone_gets_one_slot_and_keeps_no_prefixes(tmp_path: Pa
     assert command.speculate == "off"
 
 
-def test_a_draft_model_guesses_without_being_told_to(tmp_path: Path) -> None:
-    assert load_command(ServeSettings(), tmp_path / "model.gguf").speculate == "off"
-    settings = ServeSettings(draft_model=str(tmp_path / "small.gguf"))
-    command = load_command(settings, tmp_path / "model.gguf")
-    assert (command.speculate, command.draft_path) == ("lookup", str(tmp_path / "small.gguf"))
+def test_guesses_come_from_the_text_and_a_draft_model_unless_they_are_off(tmp_path: Path) -> None:
+    model, small = tmp_path / "model.gguf", str(tmp_path / "small.gguf")
+    assert load_command(ServeSettings(), model).speculate == "lookup"
+    command = load_command(ServeSettings(draft_model=small), model)
+    assert (command.speculate, command.draft_path) == ("lookup", small)
+    command = load_command(ServeSettings(draft_model=small, speculate="off"), model)
+    assert (command.speculate, command.draft_path) == ("off", "")
