@@ -81,6 +81,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     request_timeout: Annotated[
         float, Meta(ge=0, le=604_800, description="seconds that a request may take, waiting included; 0: no limit")
     ] = 0.0
+    unknown_fields: Annotated[
+        Literal["refuse", "warn"],
+        Meta(description="fields of a request that nobody knows; warn: left out, and named in a response header"),
+    ] = "refuse"
     device: Annotated[Device, Meta(description="where to compute")] = "auto"
     gpu_layers: Annotated[int, Meta(ge=-1, le=10_000, description="layers on the GPU; -1: all")] = -1
     quantization: Annotated[str, Meta(description="type that a folder of safetensors is quantized to")] = "q8_0"

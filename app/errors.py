@@ -23,11 +23,14 @@ Every error says what was wrong, names the field or the file at fault, and says 
     │   ├── GrammarRefusedError         grammar_refused                 a schema or grammar that cannot be followed
     │   ├── ModelNotFoundError      404 model_not_found
     │   ├── RouteNotFoundError      404 route_not_found
+    │   │   └── UnsupportedRouteError   unsupported_route           OpenAI's, and nothing that Pestle does
+    │   ├── DeadlineTooShortError       deadline_too_short          the client does not wait long enough
     │   ├── MethodNotAllowedError   405 method_not_allowed
     │   ├── BodyTooLargeError       413 body_too_large
     │   ├── BodyTimeoutError        408 body_timeout
     │   └── ContentTypeError        415 content_type
     ├── QueueFullError              429 rate_limit_error  queue_full            with Retry-After
+    │   └── DeadlineUnreachableError    deadline_unreachable        not in the time that the client waits
     ├── UnavailableError            503 server_error      with Retry-After
     │   ├── LoadingError                model_loading
     │   ├── DrainingError               draining
@@ -131,6 +134,11 @@ class UnknownFieldError(RequestError):
 
     code = "unknown_parameter"
 
+    def __init__(self, message: str, *, param: str | None = None, path: tuple[str, ...] = ()) -> None:
+        """Keep the names that lead to the field, its own last; arrays in between have none."""
+        super().__init__(message, param=param)
+        self.path = path
+
 
 class ContextLengthError(RequestError):
     """Prompt and answer do not fit into one slot."""
@@ -170,6 +178,18 @@ class RouteNotFoundError(RequestError):
     code = "route_not_found"
 
 
+class UnsupportedRouteError(RouteNotFoundError):
+    """OpenAI has such a route; Pestle doesn't do what it is for."""
+
+    code = "unsupported_route"
+
+
+class DeadlineTooShortError(RequestError):
+    """The request's own work takes longer than its client waits, by the rates that were measured."""
+
+    code = "deadline_too_short"
+
+
 class MethodNotAllowedError(RequestError):
     """The path exists, the method does not."""
 
@@ -204,6 +224,12 @@ class QueueFullError(PestleError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class DeadlineUnreachableError(QueueFullError):
+    """Behind what waits already, the request would take longer than its client waits."""
+
+    code = "deadline_unreachable"
 
 
 class UnavailableError(PestleError):

@@ -5,6 +5,9 @@ travel as raw little-endian int32 bytes: a prompt of 8,000 tokens decodes in mic
 
     API process → either child  LoadModel, first of all       answered by Hello, or by LoadFailed and exit
     API process → text child    RenderChat, RenderText        answered by Rendered or Refused
+                                RenderInfill                  answered by Rendered or Refused
+                                WriteChat, Detokenize         answered by Written or Refused
+                                Tokenize                      answered by Tokenized or Refused
                                 CompileGrammar                answered by Compiled or Refused
     API process → worker        Generate                      answered by Accepted or Refused, then by Steps' pieces
                                 Cancel                        answered by a piece with finish_reason "cancelled"
@@ -87,6 +90,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     parameters: int = 0
     model_bytes: int = 0
     has_chat_template: bool = False
+    fills_in: bool = False  # the vocabulary has tokens for filling in the middle
     library_build: str = ""
     device: str = ""
     fingerprint: str = ""  # of all that answers depend on: weights, build, back end, settings; hexadecimal
@@ -122,6 +126,59 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
     tokens: bytes  # int32 little-endian ids
 
 
+class RenderInfill(msgspec.Struct, frozen=True, tag="render_infill"):
+    """Make the prompt of what comes between two texts, with the model's own tokens for that."""
+
+    request: int
+    before: str
+    after: str
+    before_tokens: bytes | None = None  # int32 little-endian ids, in place of the text before
+
+
+class WriteChat(msgspec.Struct, frozen=True, tag="write_chat"):
+    """Apply the model's own template, and return the text."""
+
+    chat: RenderChat
+
+    @property
+    def request(self) -> int:
+        """The number that the answer carries."""
+        return self.chat.request
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag="detokenize"):
+    """Return the text of these tokens, control tokens as they are written."""
+
+    request: int
+    tokens: bytes  # int32 little-endian ids
+    param: str  # the field that errors name
+
+
+class Written(msgspec.Struct, frozen=True, tag="written"):
+    """A text that was asked for."""
+
+    request: int
+    text: str
+
+
+class Tokenize(msgspec.Struct, frozen=True, tag="tokenize"):
+    """Return the tokens of a text, and their bytes if wanted."""
+
+    request: int
+    text: str
+    add_special: bool  # BOS, and EOS, where the model wants them
+    parse_special: bool  # control tokens that are written out count as such
+    with_pieces: bool
+
+
+class Tokenized(msgspec.Struct, frozen=True, tag="tokenized"):
+    """The tokens of a text."""
+
+    request: int
+    tokens: bytes  # int32 little-endian ids
+    pieces: list[bytes] | None
+
+
 class CompileGrammar(msgspec.Struct, frozen=True, tag="compile_grammar"):
     """Try whether answers can be held to this grammar."""
 
@@ -152,7 +209,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
 
     request: int
     prompt: bytes  # int32 little-endian ids, at least one
-    max_tokens: int  # at least 1; prompt and answer together fit into a slot
+    max_tokens: int  # prompt and answer together fit into a slot; 0: only look at the prompt
     sampling: Sampling
     stop: list[str] = []
     ignore_eos: bool = False
@@ -164,6 +221,10 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     min_tokens: int = 0  # before so many, neither the model's end of text nor stop_tokens are drawn
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     grammar: str | None = None  # as Compiled has it: what the answer is held to
+    prompt_logprobs: int | None = None  # of the prompt's own tokens, with so many alternatives each; None: none
+    end_logprobs: bool = False  # with top_logprobs: the token that ends the answer has an entry, too
+    reuse_prefix: bool = True  # whether what a slot holds of the prompt may be taken; not with prompt_logprobs
+    timings_per_token: bool = False  # every piece has its timings
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -179,7 +240,10 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """One token of the answer with its log probability and the most probable alternatives, best first."""
+    """One token with its log probability and the most probable alternatives, best first.
+
+    The first of a prompt has NaN: nothing precedes it.
+    """
 
     token: int
     text: bytes
@@ -205,8 +269,9 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0  # prompt tokens that were already in the KV cache
     logprobs: list[TokenLogprob] | None = None
     error: str | None = None  # with finish_reason "error": what went wrong with this sequence
-    timings: Timings | None = None  # with a finish_reason
+    timings: Timings | None = None  # with a finish_reason, or as the request wishes
     error_name: str = "EngineError"  # the class of app.errors that `error` belongs to
+    prompt_logprobs: list[TokenLogprob] | None = None  # of the prompt's next tokens; before any text
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
@@ -231,10 +296,22 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     load: Load
 
 
-ToText = LoadModel | RenderChat | RenderText | CompileGrammar
-FromText = Hello | LoadFailed | Rendered | Compiled | Refused
+TextWork = RenderChat | RenderText | RenderInfill | WriteChat | Detokenize | Tokenize | CompileGrammar
+TextAnswer = Rendered | Written | Tokenized | Compiled
+ToText = LoadModel | TextWork
+FromText = Hello | LoadFailed | TextAnswer | Refused
 ToWorker = LoadModel | Generate | Cancel
 FromWorker = Hello | LoadFailed | Accepted | Refused | Step
+
+
+def param_of(work: TextWork) -> str:
+    """Return the field of the HTTP request that this came in."""
+    if isinstance(work, RenderChat | WriteChat):
+        return "messages"
+    if isinstance(work, CompileGrammar | Detokenize):
+        return work.param
+    return "content" if isinstance(work, Tokenize) else "prompt"
+
 
 _encoder = msgspec.msgpack.Encoder()
 

@@ -45,6 +45,7 @@ class Context(Handle):
         batch_size: int,
         threads: int,
         logits_rows: int | None = None,
+        prompt_rows: int = 0,
         shared_tokens: int | None = None,
         cache_type: str = "f16",
         flash_attention: Literal["auto", "on", "off"] = "auto",
@@ -53,9 +54,9 @@ class Context(Handle):
     ) -> None:
         """Allocate KV cache and compute buffers. Raises ModelLoadError when llama.cpp can't.
 
-        A batch may ask for `logits_rows` rows of logits, by default one a slot. `shared_tokens`: one store of so many
-        tokens for all slots, in place of one for each. `micro_batch_size`: tokens that are computed at once. `tap` sees
-        the multiplications.
+        A batch may ask for `logits_rows` rows of logits, by default one a slot, and `prompt_rows` more for prompts.
+        `shared_tokens`: one store of so many tokens for all slots, in place of one for each. `micro_batch_size`: tokens
+        that are computed at once. `tap` sees the multiplications.
         """
         self._llama = load()
         parameters = self._llama.llama_context_default_params()
@@ -64,7 +65,8 @@ class Context(Handle):
         parameters.n_seq_max = slots
         parameters.n_batch = batch_size
         parameters.n_ubatch = min(batch_size, micro_batch_size or _MAX_UBATCH)
-        parameters.n_outputs_max = logits_rows or slots  # the default reserves a row of logits for each token
+        rows = (logits_rows or slots) + prompt_rows
+        parameters.n_outputs_max = rows  # the default reserves a row of logits for each token
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = _FLASH_ATTENTION[flash_attention]
         parameters.type_k = parameters.type_v = TENSOR_TYPE_NUMBERS[cache_type]
@@ -88,7 +90,8 @@ class Context(Handle):
         self.context_length = context_length
         self.batch_size = batch_size
         self.micro_batch_size = int(parameters.n_ubatch)
-        self._logits_rows = logits_rows or slots
+        self.prompt_rows = prompt_rows
+        self._logits_rows = rows
         self.memory = Memory(self._llama.llama_get_memory(pointer))
         self._vocabulary_size = model.vocabulary.size
         self.last_code = 0  # what llama_decode returned last

@@ -33,6 +33,9 @@ class Vocabulary:
         self.bos = self._token_or_none(self._llama.llama_vocab_bos(pointer))
         self.eos = self._token_or_none(self._llama.llama_vocab_eos(pointer))
         self.adds_bos: bool = self._llama.llama_vocab_get_add_bos(pointer)
+        self.fim_prefix = self._token_or_none(self._llama.llama_vocab_fim_pre(pointer))
+        self.fim_suffix = self._token_or_none(self._llama.llama_vocab_fim_suf(pointer))
+        self.fim_middle = self._token_or_none(self._llama.llama_vocab_fim_mid(pointer))
 
     @functools.cached_property
     def eog(self) -> frozenset[int]:

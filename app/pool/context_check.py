@@ -22,7 +22,7 @@ def answer_tokens(prompt: Prompt, prompt_bytes: bytes, context_length: int, requ
     if not prompt_tokens:
         raise RequestError(f"{param!r} has no tokens, and this model begins from nothing only with one", param=param)
     room = context_length - prompt_tokens
-    if room < 1:
+    if room < (request.max_tokens != 0):
         raise ContextLengthError(
             f"this model's maximum context length is {context_length} tokens, and {param!r} has {prompt_tokens} "
             f"tokens, which leaves no room for an answer; shorten {param!r}",
@@ -40,9 +40,9 @@ def answer_tokens(prompt: Prompt, prompt_bytes: bytes, context_length: int, requ
     return request.max_tokens
 
 
-def token_prompt(tokens: list[int], vocabulary_size: int) -> bytes:
+def token_prompt(tokens: list[int], vocabulary_size: int, param: str = "prompt") -> bytes:
     """Return token ids as the frames carry them. Raises RequestError for an id outside the vocabulary."""
-    check_ids(tokens, vocabulary_size, "prompt")
+    check_ids(tokens, vocabulary_size, param)
     ids = array("i", tokens)
     if sys.byteorder == "big":
         ids.byteswap()

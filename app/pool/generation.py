@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -40,6 +41,11 @@ class Generation:
         self.completion_tokens = 0  # drawn so far, over all choices
         self.error: PestleError | None = None
         self.delivered = False  # the reader has had something: nothing may be run again silently
+        self._opened = time.monotonic()
+        self._first_token = 0.0
+        self._queued = 0.0
+        self._finish_reasons: set[str] = set()
+        self.echoes: list[str] = []  # the prompts' texts, if they were asked for
         self._owner = owner
         self._buffers = [_ChoiceBuffer() for _ in range(prompts * n)]
         self._cached = [0] * prompts
@@ -56,9 +62,14 @@ class Generation:
         if buffer.completion_tokens == 0 and index % self._n == 0:
             self._cached[index // self._n] = piece.cached_tokens  # of the others it says what the first computed
         self.completion_tokens += piece.completion_tokens - buffer.completion_tokens
+        if not self._first_token and piece.completion_tokens:
+            self._first_token = time.monotonic()
         buffer.add(piece)
         if piece.finish_reason is not None:
             self._unfinished -= 1
+            self._finish_reasons.add(piece.finish_reason)
+            if piece.timings is not None:
+                self._queued = max(self._queued, piece.timings.queued)
         if not (self._unfinished and self._waiter is not None and self._shortcut is not None and self._shortcut()):
             self._wake()
 
@@ -139,6 +150,24 @@ class Generation:
             self._owner.finished(self)
             self._wake()
 
+    def summary(self) -> dict[str, object]:
+        """Return what a log may say of it: tokens, seconds, how it ended; nothing of what was asked or answered.
+
+        The time to the first token counts from the admission; the longest wait of a choice for its slot is the queue's.
+        """
+        reasons = self._finish_reasons | ({"cancelled"} if self._unfinished and self.error is None else set())
+        found: dict[str, object] = {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "completion_tokens": self.completion_tokens,
+            "finish_reason": ",".join(sorted(reasons)) or None,
+        }
+        if self._finish_reasons:
+            found["queue_seconds"] = round(self._queued, 4)
+        if self._first_token:
+            found["ttft_seconds"] = round(self._first_token - self._opened, 4)
+        return found
+
     @property
     def cached_tokens(self) -> int:
         """Of `prompt_tokens`, those that were already in the KV cache."""
@@ -172,13 +201,14 @@ class Generation:
 class _ChoiceBuffer:
     """Pieces of one choice that nobody has read yet."""
 
-    __slots__ = ("_logprobs", "_texts", "completion_tokens", "last")
+    __slots__ = ("_logprobs", "_prompt_logprobs", "_texts", "completion_tokens", "last")
 
     def __init__(self) -> None:
         self.completion_tokens = 0
         self.last: Piece | None = None  # the newest unread piece
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] | None = None
+        self._prompt_logprobs: list[TokenLogprob] | None = None
 
     def add(self, piece: Piece) -> None:
         """Keep a piece behind those that are unread."""
@@ -188,13 +218,15 @@ class _ChoiceBuffer:
             if self._logprobs is None:
                 self._logprobs = []
             self._logprobs.extend(piece.logprobs)
+        if piece.prompt_logprobs is not None:
+            self._prompt_logprobs = [*(self._prompt_logprobs or ()), *piece.prompt_logprobs]
         self.last = piece
 
     def take(self) -> Piece:
         """Return the unread pieces as one; a lone piece is passed on untouched."""
-        last, texts, logprobs = self.last, self._texts, self._logprobs
+        last, texts, logprobs, of_prompt = self.last, self._texts, self._logprobs, self._prompt_logprobs
         assert last is not None  # noqa: S101 - the caller looked
-        self.last, self._texts, self._logprobs = None, [], None
+        self.last, self._texts, self._logprobs, self._prompt_logprobs = None, [], None, None
         if len(texts) == 1:
             return last
-        return msgspec.structs.replace(last, text="".join(texts), logprobs=logprobs)
+        return msgspec.structs.replace(last, text="".join(texts), logprobs=logprobs, prompt_logprobs=of_prompt)

@@ -18,16 +18,36 @@ from app.errors import (
     ModelNotFoundError,
     PestleError,
 )
-from app.messages import CompileGrammar, FromText, FromWorker, Generate, Hello, RenderChat, RenderText
+from app.messages import (
+    CompileGrammar,
+    FromText,
+    FromWorker,
+    Generate,
+    Hello,
+    RenderChat,
+    RenderInfill,
+    RenderText,
+)
 from app.observability.logging import get_logger
 from app.pool.admission import Admission
 from app.pool.child import python_module
 from app.pool.context_check import answer_tokens, check_ids, token_prompt
+from app.pool.forecast import Forecast
 from app.pool.generation import Generation
 from app.pool.load_command import load_command
-from app.pool.request import ChatPrompt, GenerationRequest, ModelInfo, PoolState, Prompt, TextPrompt
+from app.pool.model_info import model_info
+from app.pool.request import (
+    ChatPrompt,
+    GenerationRequest,
+    InfillPrompt,
+    ModelInfo,
+    PoolState,
+    Prompt,
+    TextPrompt,
+)
 from app.pool.supervisor import Breaker, Supervisor
 from app.pool.text_client import TextClient
+from app.pool.text_service import TextService
 from app.pool.worker_client import Sequence, WorkerClient
 
 if TYPE_CHECKING:
@@ -76,11 +96,12 @@ class Pool:
         limits = limits or Limits()
         text_command, worker_command = commands or (python_module("app.text"), python_module("app.worker"))
         self.failure: str | None = None
-        self._info = ModelInfo(id=model_id, created=int(model_file.stat().st_mtime))
+        self._info = model_info(model_file, model_id)
         self._metrics = metrics.model(model_id)
         self._all_metrics = metrics
         self._load = load_command(settings, model_file)
         self._admission = Admission(self._load.slots, settings.queue)
+        self._forecast = Forecast(self._admission, keeps_on_disk=self._load.prefix_disk_bytes > 0)
         self._text = TextClient(limits.text_deadline)
         self._worker = WorkerClient(self._metrics, self._admission.pace, limits.restart_wait)
         self._text_child = self._supervise("text child", text_command, FromText, self._text, limits.breaker)
@@ -91,6 +112,7 @@ class Pool:
         self._draining = False
         self._drained = False
         self._request_numbers = itertools.count(1)
+        self.text = TextService(self._text, self._request_numbers, self._check_state)
         self._request_timeout = settings.request_timeout
         self._open: dict[Generation, _Open] = {}
         self._empty = asyncio.Event()
@@ -167,7 +189,7 @@ class Pool:
         log.info("%s ready", hello.child, extra={"child_pid": hello.pid, "load_seconds": round(hello.load_seconds, 3)})
         if text is None or worker is None:
             return
-        self._vocabulary_size = worker.vocabulary_size
+        self._vocabulary_size = self.text.vocabulary_size = worker.vocabulary_size
         self._info = msgspec.structs.replace(
             self._info,
             context_length=worker.context_length,
@@ -177,6 +199,9 @@ class Pool:
             description=worker.description,
             bytes=worker.model_bytes,
             fingerprint=worker.fingerprint,
+            vocabulary_size=worker.vocabulary_size,
+            has_chat_template=text.has_chat_template,
+            fills_in=text.fills_in,
             ready=True,
         )
 
@@ -254,11 +279,15 @@ class Pool:
             raise self._failed_error()
         if self._drained:
             raise self._draining_error()
+        if request.echo:
+            generation.echoes = [await self.text.echo(prompt) for prompt in request.prompts]
         generation.prompt_tokens = sum(map(len, prompts)) // _BYTES_PER_TOKEN
         self._metrics.prompt_tokens.inc(generation.prompt_tokens)
         choices = itertools.product(zip(prompts, budgets, strict=True), range(request.n))
-        for index, ((tokens, budget), k) in enumerate(choices):
-            message = self._generate(request, tokens, budget, k, grammar)
+        messages = [self._generate(request, tokens, budget, k, grammar) for (tokens, budget), k in choices]
+        self._forecast.check(request, messages)
+        for index, message in enumerate(messages):
+            self._forecast.seen.add(message.prompt)
             self._worker.start(Sequence(generation, index, message, admitted))
         await generation.accepted()
 
@@ -268,6 +297,11 @@ class Pool:
             return await self._text.render(RenderChat(number, prompt.messages))
         if isinstance(prompt, TextPrompt):
             return await self._text.render(RenderText(number, prompt.text))
+        if isinstance(prompt, InfillPrompt):
+            if isinstance(prompt.before, TextPrompt):
+                return await self._text.render(RenderInfill(number, prompt.before.text, prompt.after))
+            ids = token_prompt(prompt.before.tokens, self._vocabulary_size)
+            return await self._text.render(RenderInfill(number, "", prompt.after, ids))
         return token_prompt(prompt.tokens, self._vocabulary_size)
 
     async def _grammar(self, request: GenerationRequest) -> str | None:
@@ -297,6 +331,10 @@ class Pool:
             min_tokens=request.min_tokens,
             stop_tokens=request.stop_tokens,
             grammar=grammar,
+            prompt_logprobs=request.prompt_logprobs,
+            end_logprobs=request.end_logprobs,
+            reuse_prefix=request.reuse_prefix,
+            timings_per_token=request.timings_per_token,
         )
 
     # ---- inside ----

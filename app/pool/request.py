@@ -32,7 +32,20 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     bytes: int = 0
     fingerprint: str = ""  # of all that the worker's answers depend on
+    type: str = ""  # of its weights: the recipe that its card names, else the type that most of its bytes have
+    file_bytes: int = 0
+    trained_context: int = 0  # tokens of context that it was trained for
+    vocabulary_size: int = 0
+    card: dict[str, Any] | None = None  # of the quantization, without its tensors
+    has_chat_template: bool = False
+    fills_in: bool = False  # has tokens for filling in the middle
     ready: bool = False
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What it can be asked for; empty until it is loaded."""
+        able = {"completion": True, "chat": self.has_chat_template, "infill": self.fills_in}
+        return [name for name, can in able.items() if can] if self.context_length else []
 
 
 class ChatPrompt(msgspec.Struct, frozen=True):
@@ -53,7 +66,14 @@ class TokenPrompt(msgspec.Struct, frozen=True):
     tokens: list[int]
 
 
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
+class InfillPrompt(msgspec.Struct, frozen=True):
+    """What the answer comes between."""
+
+    before: TextPrompt | TokenPrompt
+    after: str
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt | InfillPrompt
 
 
 class GrammarSource(msgspec.Struct, frozen=True):
@@ -62,6 +82,13 @@ class GrammarSource(msgspec.Struct, frozen=True):
     kind: GrammarKind
     source: str
     param: str
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """How long the client waits, and the header that says so."""
+
+    header: str
+    seconds: float
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,4 +107,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     grammar: GrammarSource | None = None
+    echo: bool = False  # the generation tells the prompts' texts
+    prompt_logprobs: int | None = None  # of the prompts' own tokens, with so many alternatives each; None: none
+    end_logprobs: bool = False  # with top_logprobs: the token that ends the answer has an entry, too
+    reuse_prefix: bool = True
+    timings_per_token: bool = False
+    streams: bool = False  # the first token is what the client waits for, else the whole answer
+    patience: Patience | None = None  # None: the client says nothing
     max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name

@@ -6,16 +6,29 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.errors import GrammarRefusedError, PestleError, PromptRefusedError
-from app.messages import Compiled, CompileGrammar, Hello, RenderChat, Rendered, RenderText
+from app.messages import (
+    Compiled,
+    CompileGrammar,
+    Detokenize,
+    Hello,
+    Refused,
+    RenderChat,
+    Rendered,
+    RenderInfill,
+    RenderText,
+    TextAnswer,
+    TextWork,
+    Tokenize,
+    Tokenized,
+    WriteChat,
+    Written,
+    param_of,
+)
 from app.observability.logging import get_logger
 from app.pool.refusal import refusal_error
 
 if TYPE_CHECKING:
     import msgspec
-
-    from app.messages import Refused
-
-    Work = RenderChat | RenderText | CompileGrammar
 
 log = get_logger(__name__)
 
@@ -35,7 +48,7 @@ class Sender(Protocol):
 class _Pending:
     __slots__ = ("future", "message")
 
-    def __init__(self, message: Work, future: asyncio.Future[Rendered | Compiled]) -> None:
+    def __init__(self, message: TextWork, future: asyncio.Future[TextAnswer]) -> None:
         self.message = message
         self.future = future
 
@@ -49,8 +62,7 @@ class _Pending:
             self.future.set_exception(GrammarRefusedError(text, param=message.param))
         else:
             text = f"rendering or tokenizing this prompt {cause}; change it"
-            param = "messages" if isinstance(message, RenderChat) else "prompt"
-            self.future.set_exception(PromptRefusedError(text, param=param))
+            self.future.set_exception(PromptRefusedError(text, param=param_of(message)))
 
 
 class TextClient:
@@ -74,14 +86,26 @@ class TextClient:
         """Prompts without an answer."""
         return len(self._sent) + len(self._unsent)
 
-    async def render(self, message: RenderChat | RenderText) -> bytes:
+    async def render(self, message: RenderChat | RenderText | RenderInfill) -> bytes:
         """Return the prompt's token ids, int32 little-endian.
 
-        Raises TemplateRefusedError, PromptRefusedError, and what `fail_all` was told.
+        Raises TemplateRefusedError, PromptRefusedError, UnsupportedFieldError, and what `fail_all` was told.
         """
         answer = await self._ask(message)
         assert isinstance(answer, Rendered)  # noqa: S101 - what the child answers to a prompt
         return answer.tokens
+
+    async def write(self, message: WriteChat | Detokenize) -> str:
+        """Return a text. Raises as `render` does."""
+        answer = await self._ask(message)
+        assert isinstance(answer, Written)  # noqa: S101 - as above
+        return answer.text
+
+    async def tokenize(self, message: Tokenize) -> Tokenized:
+        """Return the tokens of a text. Raises PromptRefusedError, and what `fail_all` was told."""
+        answer = await self._ask(message)
+        assert isinstance(answer, Tokenized)  # noqa: S101 - as above
+        return answer
 
     async def compile(self, message: CompileGrammar) -> str:
         """Return the grammar in the form that the worker takes.
@@ -92,7 +116,7 @@ class TextClient:
         assert isinstance(answer, Compiled)  # noqa: S101 - what the child answers to a grammar
         return answer.grammar
 
-    async def _ask(self, message: Work) -> Rendered | Compiled:
+    async def _ask(self, message: TextWork) -> TextAnswer:
         pending = _Pending(message, asyncio.get_running_loop().create_future())
         self._unsent[message.request] = pending
         self._pump()
@@ -114,16 +138,16 @@ class TextClient:
 
     def on_message(self, message: Any) -> None:
         """Take an answer."""
-        answer: Rendered | Compiled | Refused = message
+        answer: TextAnswer | Refused = message
         pending = self._sent.pop(answer.request, None)
         self._arm()
         self._pump()
         if pending is None or pending.future.done():
             return
-        if isinstance(answer, Rendered | Compiled):
-            pending.future.set_result(answer)
-        else:
+        if isinstance(answer, Refused):
             pending.future.set_exception(refusal_error(answer))
+        else:
+            pending.future.set_result(answer)
 
     def on_down(self) -> bool:
         """Refuse the prompt that the dead child was at, keep the others; return whether there was one."""

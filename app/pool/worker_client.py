@@ -101,7 +101,7 @@ class WorkerClient:
             for piece in message.pieces:
                 self._on_piece(piece, now)
             load = message.load
-            self._pace.step(load.tokens_generated, load.step_seconds)
+            self._pace.step(load.tokens_generated, load.step_seconds, load.prompt_tokens_computed)
             self._metrics.observe_load(load)
             self._idle()
         elif isinstance(message, Accepted):

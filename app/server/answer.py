@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from litestar.response import Response
 
 from app.errors import PestleError
@@ -15,9 +16,11 @@ from app.server.disconnect import unless_gone
 from app.server.exceptions import error_document, unexpected
 from app.server.exchange import exchange_of
 from app.server.limits import read_json_body
+from app.server.patience import client_patience
 from app.server.schema.chat import ChatRequest
 from app.server.schema.completions import CompletionRequest
 from app.server.schema.responses import usage
+from app.server.unknown_fields import decode_without_unknown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 
 Asked = TypeVar("Asked", ChatRequest, CompletionRequest)
+Document = TypeVar("Document")
 
 
 async def read(
@@ -41,13 +45,23 @@ async def read(
 
     Raises what reading and decoding raise, and ModelNotFoundError; such refusals are counted under the served model.
     """
+    exchange = exchange_of(request.scope)
     try:
-        asked = decode(await read_json_body(request))
-        wanted = asked.generation_request(exchange_of(request.scope).request_id, _client(request))
-        return asked, pool.model(asked.model), wanted
+        patience = client_patience(request.headers)
+        asked = await decoded(request, decode)
+        wanted = asked.generation_request(exchange.request_id, _client(request))
+        model = pool.model(asked.model)
+        exchange.fields["model"] = model.id
+        return asked, model, msgspec.structs.replace(wanted, patience=patience, streams=asked.stream is True)
     except PestleError as error:
         metrics.model(pool.models()[0].id).failure(error.code or error.type)
         raise
+
+
+async def decoded(request: Request[Any, Any, Any], decode: Callable[[bytes], Document]) -> Document:
+    """Return the body, decoded. Raises what reading and decoding raise."""
+    body = await read_json_body(request)
+    return decode_without_unknown(body, decode, exchange_of(request.scope))
 
 
 def _client(request: Request[Any, Any, Any]) -> str:
@@ -92,6 +106,7 @@ async def stream(
     """Return a response that streams; whatever can fail before the HTTP status has then succeeded."""
     exchange = exchange_of(request.scope)
     generation = await unless_gone(request.receive, pool.open(asked), Generation.aclose)
+    chunks.begin(generation)
     generation.listen(functools.partial(_pass_on, generation, chunks, exchange))
     return sse.EventStream(_events(generation, chunks, exchange), headers, generation.aclose)
 
@@ -131,5 +146,4 @@ async def _events(generation: Generation, chunks: sse.Chunks, exchange: Exchange
 
 
 def _count(exchange: Exchange, generation: Generation) -> None:
-    exchange.prompt_tokens = generation.prompt_tokens
-    exchange.completion_tokens = generation.completion_tokens
+    exchange.fields |= generation.summary()

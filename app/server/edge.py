@@ -13,6 +13,7 @@ from app.observability import logging
 from app.server.exceptions import error_document, retry_headers
 from app.server.exchange import REQUEST_ID_HEADER, Exchange, choose_request_id
 from app.server.limits import MAX_CONNECTIONS
+from app.server.unknown_fields import HEADER, header_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +29,10 @@ _log = logging.get_logger(__name__)
 class Edge:
     """Wraps the application. A check of the Host header belongs here, before anything else is looked at."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, warns_of_unknown_fields: bool = False) -> None:
         """Take the application; whoever serves it sets `connections` to what counts the open ones."""
         self._app = app
+        self._warns_of_unknown_fields = warns_of_unknown_fields
         self.connections: Callable[[], int] = lambda: 0
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -42,12 +44,15 @@ class Edge:
         state: dict[str, Any] = scope.get("state") or {}
         request_id = choose_request_id(scope["headers"])
         exchange = Exchange(request_id, send, state.get("abort", lambda: None), state.get("is_paused", lambda: True))
+        exchange.warns_of_unknown_fields = self._warns_of_unknown_fields
         added = [(REQUEST_ID_HEADER, request_id.encode("ascii")), _NO_SNIFF]
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message["headers"], *added]
+                unknown = exchange.unknown_fields
+                more = [(HEADER, header_value(unknown))] if unknown else []
+                message["headers"] = [*message["headers"], *added, *more]
             await send(message)
 
         inner: Any = {**scope, "state": {**state, "exchange": exchange}}
@@ -84,8 +89,8 @@ def _log_access(exchange: Exchange, method: str, path: str) -> None:
         "status": exchange.status,
         "seconds": round(time.monotonic() - exchange.started, 4),
     }
-    for name in ("error_code", "prompt_tokens", "completion_tokens"):
-        if (value := getattr(exchange, name)) is not None:
-            fields[name] = value
+    if exchange.error_code is not None:
+        fields["error_code"] = exchange.error_code
+    fields |= exchange.fields
     level = DEBUG if path in _PROBES or path == "/metrics" else INFO
     _log.log(level, "request", extra=fields)

@@ -9,10 +9,11 @@ import msgspec
 from litestar.exceptions import HTTPException
 from litestar.response import Response
 
-from app.errors import MethodNotAllowedError, PestleError, RequestError, RouteNotFoundError
+from app.errors import MethodNotAllowedError, PestleError, RequestError, RouteNotFoundError, UnsupportedRouteError
 from app.observability.logging import get_logger
 from app.server.disconnect import ClientGoneError
 from app.server.exchange import exchange_of
+from app.server.routes.elsewhere import not_done
 
 if TYPE_CHECKING:
     from litestar import Litestar
@@ -69,6 +70,9 @@ def _on_http_exception(request: Request[Any, Any, Any], error: HTTPException) ->
     """Translate the framework's own refusals."""
     path = request.scope["path"][:200]
     if error.status_code == 404:
+        if (what := not_done(request.scope["path"])) is not None:
+            text = f"Pestle serves text models and does not do {what}: there is no {path!r}"
+            return _on_pestle_error(request, UnsupportedRouteError(text))
         return _on_pestle_error(request, RouteNotFoundError(f"there is no {path!r} here: the API is under /v1"))
     if error.status_code == 405:
         methods = _allowed_methods(request.app, request.scope["path"])

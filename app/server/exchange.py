@@ -21,15 +21,16 @@ class Exchange:
 
     __slots__ = (
         "abort",
-        "completion_tokens",
         "error_code",
+        "fields",
         "is_paused",
-        "prompt_tokens",
         "request_id",
         "send",
         "sent",
         "started",
         "status",
+        "unknown_fields",
+        "warns_of_unknown_fields",
     )
 
     def __init__(
@@ -43,8 +44,9 @@ class Exchange:
         self.started = time.monotonic()
         self.status = 0
         self.error_code: str | None = None
-        self.prompt_tokens: int | None = None
-        self.completion_tokens: int | None = None
+        self.fields: dict[str, object] = {}  # what the access log says of the answer; never a prompt
+        self.warns_of_unknown_fields = False  # else they are refused
+        self.unknown_fields: list[str] = []
 
     async def send_part(self, part: bytes) -> None:
         """Send a part of the body."""

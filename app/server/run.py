@@ -127,7 +127,7 @@ class _Run:
 
 def build_server(pool: Pool, settings: ServeSettings, metrics: Metrics) -> uvicorn.Server:
     """Return uvicorn around the application, with our protocol and without its signal handlers."""
-    app = Edge(create_app(pool, settings, metrics))
+    app = Edge(create_app(pool, settings, metrics), warns_of_unknown_fields=settings.unknown_fields == "warn")
     config = uvicorn.Config(
         app,
         http=BoundedHttpProtocol,

@@ -14,8 +14,10 @@ import msgspec
 from litestar.response import Stream
 from litestar.response.streaming import ASGIStreamingResponse
 
+from app.pool.generation import Update
 from app.server import limits
 from app.server.exchange import exchange_of
+from app.server.schema.echo import EchoedChoice
 from app.server.schema.responses import TextLogprobs, chat_logprobs
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
 
     from app.messages import Piece
-    from app.pool.generation import Update
+    from app.pool.generation import Generation
     from app.server.exchange import Exchange
     from app.server.schema.responses import Identity
 
@@ -55,6 +57,9 @@ class Chunks:
         self._head = head
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._starts = [head + b'{"index":%d,' % index for index in range(choices)]
+
+    def begin(self, generation: Generation) -> None:
+        """Take the generation that the chunks will be of, before any of them is asked for."""
 
     def encode(self, updates: Iterable[Update]) -> bytes:
         """Return the events of everything there is now, to be sent at once; perhaps none."""
@@ -140,6 +145,22 @@ class TextChunks(Chunks):
         """Return the event that ends a choice."""
         reason = _encode(finish_reason)
         return b'%s"","logprobs":null,"finish_reason":%s}%s' % (self._text_starts[index], reason, self._tail)
+
+
+class EchoChunks(TextChunks):
+    """The events of a text answer that begins with its prompt."""
+
+    def begin(self, generation: Generation) -> None:
+        """Take the prompts' texts."""
+        n = len(self._starts) // len(generation.echoes)
+        self._echoed = [
+            EchoedChoice(generation.echoes[index // n], logprobs) for index, logprobs in enumerate(self._logprobs)
+        ]
+
+    def encode(self, updates: Iterable[Update]) -> bytes:
+        """Return the events of everything there is now; none of a choice whose prompt is not complete."""
+        pieces = ((update.index, self._echoed[update.index].take(update.piece)) for update in updates)
+        return super().encode(Update(index, piece) for index, piece in pieces if piece is not None)
 
 
 class EventStream(Stream):

@@ -32,12 +32,13 @@ from app.messages import (
     LoadFailed,
     LoadModel,
     Refused,
-    RenderChat,
-    Rendered,
-    RenderText,
+    TextAnswer,
+    TextWork,
     ToText,
     encode_frame,
+    param_of,
 )
+from app.text.answers import answer
 from app.text.template import ChatTemplate
 from app.text.tokenize import SMALL_STACK_BYTES, Tokenizer
 
@@ -95,6 +96,7 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
         model_name=model.name,
         architecture=model.architecture,
         has_chat_template=template.refusal is None,
+        fills_in=tokenizer.fills_in,
         library_build=build_name(),
         load_seconds=time.monotonic() - started,
     )
@@ -102,40 +104,25 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
     compiled = _grammar_compiler(model.vocabulary)
     while True:
         request = pending.get()
-        if isinstance(request, CompileGrammar):
-            link.sendall(encode_frame(_compile(request, compiled)))
-        elif not isinstance(request, LoadModel):
-            link.sendall(encode_frame(_render(request, template, tokenizer)))
+        if not isinstance(request, LoadModel):
+            link.sendall(encode_frame(_answer(request, template, tokenizer, compiled)))
 
 
-def _render(request: RenderChat | RenderText, template: ChatTemplate, tokenizer: Tokenizer) -> Rendered | Refused:
-    param = "messages" if isinstance(request, RenderChat) else "prompt"
+def _answer(
+    request: TextWork, template: ChatTemplate, tokenizer: Tokenizer, compiled: Callable[[CompileGrammar], str]
+) -> TextAnswer | Refused:
     try:
-        if isinstance(request, RenderChat):
-            text = template.render(
-                request.messages,
-                add_generation_prompt=request.add_generation_prompt,
-                arguments=request.template_arguments,
-            )
-            tokens = tokenizer.rendered_chat(text)
-        else:
-            tokens = tokenizer.plain(request.text)
-        return Rendered(request.request, tokens.astype("<i4", copy=False).tobytes())
+        if isinstance(request, CompileGrammar):
+            return Compiled(request.request, compiled(request))
+        return answer(request, template, tokenizer)
     except PestleError as error:
         return Refused(request.request, type(error).__name__, error.message, error.param)
     except MemoryError:
+        if isinstance(request, CompileGrammar):
+            message = "this grammar needs more memory than one request may take"
+            return Refused(request.request, GrammarRefusedError.__name__, message, request.param)
         message = "this prompt needs more memory to render and tokenize than one request may take"
-        return Refused(request.request, PromptRefusedError.__name__, message, param)
-
-
-def _compile(request: CompileGrammar, compiled: Callable[[CompileGrammar], str]) -> Compiled | Refused:
-    try:
-        return Compiled(request.request, compiled(request))
-    except GrammarRefusedError as error:
-        return Refused(request.request, type(error).__name__, error.message, error.param)
-    except MemoryError:
-        message = "this grammar needs more memory than one request may take"
-        return Refused(request.request, GrammarRefusedError.__name__, message, request.param)
+        return Refused(request.request, PromptRefusedError.__name__, message, param_of(request))
 
 
 def _grammar_compiler(vocabulary: Vocabulary) -> Callable[[CompileGrammar], str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.errors import PromptRefusedError
+from app.errors import PromptRefusedError, UnsupportedFieldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,16 +66,50 @@ class Tokenizer:
             return tokens[1:]
         return tokens
 
-    def _tokenize(self, text: str, *, add_special: bool, param: str) -> npt.NDArray[np.int32]:
+    @property
+    def fills_in(self) -> bool:
+        """Whether the model has tokens for filling in the middle."""
+        vocabulary = self._vocabulary
+        return None not in (vocabulary.fim_prefix, vocabulary.fim_suffix, vocabulary.fim_middle)
+
+    def infill(self, before: str | npt.NDArray[np.int32], after: str) -> npt.NDArray[np.int32]:
+        """Return the prompt whose answer comes between two texts: prefix, suffix, then the middle is the model's.
+
+        Raises UnsupportedFieldError for a model that has no tokens for that.
+        """
+        vocabulary = self._vocabulary
+        if not self.fills_in:
+            raise UnsupportedFieldError(
+                "'suffix' is not supported by this model: its vocabulary has no tokens for filling in the middle; "
+                "leave it out, or serve a model that has them",
+                param="suffix",
+            )
+        if isinstance(before, str):
+            before = self._tokenize(before, add_special=False, param="prompt")
+        suffix = self._tokenize(after, add_special=False, param="suffix")
+        start = [vocabulary.bos] if vocabulary.adds_bos and vocabulary.bos is not None else []
+        parts = ([*start, vocabulary.fim_prefix], before, [vocabulary.fim_suffix], suffix, [vocabulary.fim_middle])
+        return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+    def tokens(self, text: str, *, add_special: bool, parse_special: bool) -> npt.NDArray[np.int32]:
+        """Return the tokens of any text, as asked."""
+        return self._tokenize(text, add_special=add_special, parse_special=parse_special, param="content")
+
+    def piece(self, token: int) -> bytes:
+        """Return a token's bytes; of a control token, what it is written as."""
+        return self._model.token_to_piece(token, special=True)
+
+    def _tokenize(
+        self, text: str, *, add_special: bool, param: str, parse_special: bool = True
+    ) -> npt.NDArray[np.int32]:
         data = text.encode("utf-8", "replace")
         if len(data) > MAX_PROMPT_BYTES:
             raise PromptRefusedError(
                 f"the prompt is {len(data)} bytes long as text, the limit is {MAX_PROMPT_BYTES}; shorten it",
                 param=param,
             )
-        if len(data) <= _SMALL_PROMPT_BYTES:
-            return self._model.tokenize(data, add_special=add_special, parse_special=True)
-        return _on_large_stack(lambda: self._model.tokenize(data, add_special=add_special, parse_special=True))
+        tokenize = functools.partial(self._model.tokenize, data, add_special=add_special, parse_special=parse_special)
+        return tokenize() if len(data) <= _SMALL_PROMPT_BYTES else _on_large_stack(tokenize)
 
 
 def _on_large_stack(work: Callable[[], npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:

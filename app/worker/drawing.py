@@ -38,7 +38,7 @@ class Drawing:
         """Draw under these grammars. `settle` is told how many of a chunk's guesses came true."""
         self._grammars = grammars
         self._settle = settle
-        self._threads = RowThreads(thread_count(0))
+        self.threads = RowThreads(thread_count(0))
 
     def draw(self, schedule: Schedule, rows: list[Sequence], logits: Logits) -> list[Drawn]:
         """Return what the sequences of `rows` draw, each once; then what some of them draw after guesses, in order.
@@ -49,7 +49,7 @@ class Drawing:
         if verification is not None:
             logits = verification.known
         rows, logits = self._grammars.ready_rows(rows, logits, idle=not schedule.chunks)
-        samplers, threads = [sequence.sampler for sequence in rows], self._threads
+        samplers, threads = [sequence.sampler for sequence in rows], self.threads
         details = raw_logprobs(logits, [s.top_logprobs for s in rows], [s.edits for s in samplers], threads)
         tokens = sample(logits, samplers, [s.tokens[: s.n_tokens] for s in rows], self._grammars.masks(rows), threads)
         drawn = list(map(Drawn, rows, tokens, details))

@@ -24,6 +24,7 @@ from app.worker.request import new_sequence
 from app.worker.sampling.batch import NO_TOKEN
 from app.worker.sampling.breakers import BreakerTable
 from app.worker.scheduler import Scheduler
+from app.worker.scoring import first_token, score_prompts
 from app.worker.sequence import Sequence
 from app.worker.token_names import TokenNames
 from app.worker.verification import joined
@@ -82,7 +83,7 @@ class Engine:
             context.slots, can_rewind=model.can_rewind, capacity=context.shared_tokens, reuses=not deterministic
         )
         budget = FixedBudget(context.batch_size) if deterministic else StepBudget(itl_target)
-        self._scheduler = Scheduler(self._cache, context.batch_size, budget, speculation)
+        self._scheduler = Scheduler(self._cache, context.batch_size, budget, speculation, context.prompt_rows)
         self._commands: queue.SimpleQueue[Sequence | Cancel | PrefixLoaded] = queue.SimpleQueue()
         store = PrefixStore(0) if store is None else store
         self._draft = draft
@@ -110,6 +111,7 @@ class Engine:
                 self._eog_ids,
                 time.perf_counter(),
                 self._breakers,
+                can_score=self._context.prompt_rows > 0,
             )
         except RequestError as error:
             self._publish(Refused(command.request, type(error).__name__, error.message, error.param))
@@ -174,15 +176,21 @@ class Engine:
 
     def _add(self, sequence: Sequence) -> None:
         self._scheduler.add(sequence)
-        known = sequence.tokens[: sequence.n_tokens]
-        self._prefixes.offer(sequence, self._cache.longest_prefix(known, sequence.scope))
+        if sequence.score is not None:
+            entries = [first_token(sequence, self._names)]
+            self._pieces_of_step.append(Piece(sequence.request, "", 0, prompt_logprobs=entries))
+        if sequence.is_full and (sequence.score is None or sequence.n_prompt == 1):  # there is nothing to compute
+            self._end(sequence, "length")
+        elif sequence.reuses_prefix:
+            known = sequence.tokens[: sequence.n_tokens]
+            self._prefixes.offer(sequence, self._cache.longest_prefix(known, sequence.scope))
 
     def _prepare_slots(self, admitted: list[tuple[Sequence, Placement]], now: float) -> None:
         memory = self._context.memory
         for sequence, placement in admitted:
             index = placement.slot.index
             self._prefixes.rescue(placement, self._scheduler.budget.prompt_token_seconds)
-            if restored := self._prefixes.restore(sequence, placement):
+            if sequence.reuses_prefix and (restored := self._prefixes.restore(sequence, placement)):
                 self._scheduler.set_prefix(sequence, restored)
             else:
                 if placement.donor is not None:
@@ -212,7 +220,19 @@ class Engine:
         self._failures = 0
         self._scheduler.observe(chunks, drafting + time.perf_counter() - started)
         self._scheduler.advance(chunks)
+        if schedule.scoring:
+            logits = self._score(chunks, logits)
         return [chunk.sequence for chunk in chunks if chunk.wants_logits], logits
+
+    def _score(self, chunks: list[Chunk], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Pass on the log probabilities of prompts' tokens; return the rows that are drawn from."""
+        scored, logits = score_prompts(chunks, logits, self._names, self._drawing.threads)
+        for sequence, entries in scored:
+            self._pieces_of_step.append(Piece(sequence.request, "", 0, prompt_logprobs=entries))
+        for chunk in chunks:
+            if chunk.sequence.is_full and not chunk.sequence.n_pending:  # nothing is to be drawn
+                self._end(chunk.sequence, "length")
+        return logits
 
     def _settle(self, chunk: Chunk, accepted: int) -> None:
         """Cut from the memory the guesses that did not come true."""
@@ -257,11 +277,11 @@ class Engine:
             sequence.first_token = now
         sequence.append(token)
         detokenizer = sequence.detokenizer
+        entries = None if detail is None else [self._names.logprob(token, detail)]
         if token in self._eog or token in sequence.stop_tokens:
-            self._end(sequence, "stop", detokenizer.flush())
+            self._end(sequence, "stop", detokenizer.flush(), entries if sequence.end_logprobs else None)
             return
         text = detokenizer.push(self._pieces[token])
-        entries = None if detail is None else [self._names.logprob(token, detail)]
         complete = grammar is not None and grammar.accept(token)
         if complete or sequence.is_full:
             text += detokenizer.flush()
@@ -270,8 +290,9 @@ class Engine:
         elif sequence.is_full:
             self._end(sequence, "length", text, entries)
         else:
+            timings = sequence.timings(now) if sequence.timings_per_token else None
             self._pieces_of_step.append(
-                Piece(sequence.request, text, sequence.n_drawn, None, sequence.n_cached, entries)
+                Piece(sequence.request, text, sequence.n_drawn, None, sequence.n_cached, entries, timings=timings)
             )
 
     def _end(
@@ -331,4 +352,4 @@ def _fill(batch: Batch, chunks: list[Chunk]) -> None:
         return
     for chunk in chunks:
         tokens = chunk.sequence.tokens[chunk.start : chunk.start + chunk.count]
-        batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.wants_logits + chunk.guesses)
+        batch.add(chunk.slot.index, chunk.start, tokens, wants_logits=chunk.rows)

@@ -83,17 +83,17 @@ class KvCache:
         """Return how many leading tokens of `known` some slot holds, one being left to compute."""
         return max(self._reusable(slot, known, scope) for slot in self.slots)
 
-    def take(self, tokens: Tokens, n_known: int, scope: str = "") -> Placement:
+    def take(self, tokens: Tokens, n_known: int, scope: str = "", *, reuse: bool = True) -> Placement:
         """Make the best idle slot busy with a sequence.
 
         Best is what saves the most tokens: of a prefix that the slot holds or can copy, less what is worth keeping of
         the slot's own content, and weighed against gaps between busy slots. `tokens` is the sequence's own array, which
-        goes on growing; its first `n_known` are there. At least one is left to compute. The caller must copy the
-        donor's memory and cut the slot's to `cached`. Raises ValueError when no slot is idle.
+        goes on growing; its first `n_known` are there. At least one is left to compute, and all without `reuse`. The
+        caller must copy the donor's memory and cut the slot's to `cached`. Raises ValueError when no slot is idle.
         """
         idle = [slot for slot in self.slots if not slot.busy]
         known = tokens[:n_known]
-        reusable = {slot.index: self._reusable(slot, known, scope) for slot in self.slots}
+        reusable = {slot.index: self._reusable(slot, known, scope) if reuse else 0 for slot in self.slots}
         donor = max(self.slots, key=lambda slot: (reusable[slot.index], not slot.busy, -slot.index))
         copied = reusable[donor.index] - _COPY_COST
 

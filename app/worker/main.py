@@ -32,6 +32,7 @@ from app.worker.draft import DraftModel, open_draft
 from app.worker.engine import Engine
 from app.worker.prefix_files import PrefixFiles, model_identity
 from app.worker.prefix_store import PrefixStore
+from app.worker.scoring import score_rows
 from app.worker.speculation import Speculation, guesses_in_step
 
 if TYPE_CHECKING:
@@ -214,13 +215,15 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
             command.kv_tokens or sys.maxsize,
         )
         guesses = guesses_in_step(command.slots, command.draft_tokens) if _speculates(command, model) else 0
+        batch_size = max(command.batch_size, command.slots)
         context = Context(
             model,
             slots=command.slots,
             context_length=context_length,
-            batch_size=max(command.batch_size, command.slots),
+            batch_size=batch_size,
             threads=thread_count(command.threads),
             logits_rows=command.slots + guesses,
+            prompt_rows=max(command.slots, score_rows(model.vocabulary.size, batch_size)),
             shared_tokens=command.kv_tokens or None,
             cache_type=command.cache_type,
             flash_attention=command.flash_attention,

@@ -14,6 +14,7 @@ from app.worker.grammar import SequenceGrammar
 from app.worker.sampling.breakers import NO_BREAKERS
 from app.worker.sampling.dry import Dry
 from app.worker.sampling.sampler import TokenSampler
+from app.worker.scoring import PromptScore
 from app.worker.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -42,21 +43,32 @@ _RANGES = {
 
 
 def new_sequence(
-    command: Generate, vocabulary_size: int, context_length: int, eog: Tokens, now: float, breakers: BreakerTable
+    command: Generate,
+    vocabulary_size: int,
+    context_length: int,
+    eog: Tokens,
+    now: float,
+    breakers: BreakerTable,
+    *,
+    can_score: bool = True,
 ) -> Sequence:
     """Check a request and make its sequence; `eog` are the tokens that `ignore_eos` forbids.
+
+    `can_score`: whether there are rows of logits for log probabilities of prompts.
 
     Raises ContextLengthError when prompt and answer don't fit into a slot, RequestError for anything else.
     """
     prompt = _prompt_tokens(command.prompt, vocabulary_size)
-    if command.max_tokens < 1:
-        raise RequestError(f"max_tokens must be at least 1, not {command.max_tokens}", param="max_tokens")
+    if command.max_tokens < 0:
+        raise RequestError(f"max_tokens must be at least 0, not {command.max_tokens}", param="max_tokens")
     total = len(prompt) + command.max_tokens
     if total > context_length:
         raise ContextLengthError(
             f"{len(prompt)} prompt tokens and {command.max_tokens} for the answer make {total}, but a slot holds "
             f"{context_length}; shorten the prompt or lower max_tokens"
         )
+    if command.prompt_logprobs is not None and not can_score:
+        raise RequestError("this context has no rows of logits for prompts", param="logprobs")
     _check_sampling(command.sampling, vocabulary_size)
     _check_ends(command, vocabulary_size)
     tokens = np.empty(total, np.int32)
@@ -75,6 +87,10 @@ def new_sequence(
         priority=command.priority,
         stop_tokens=frozenset(command.stop_tokens),
         grammar=None if command.grammar is None else SequenceGrammar(command.grammar),
+        score=None if command.prompt_logprobs is None else PromptScore(command.prompt_logprobs),
+        end_logprobs=command.end_logprobs,
+        timings_per_token=command.timings_per_token,
+        reuses_prefix=command.reuse_prefix and command.prompt_logprobs is None,
     )
 
 

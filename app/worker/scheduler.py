@@ -36,6 +36,12 @@ class Chunk:
     count: int
     wants_logits: bool
     guesses: int = 0
+    scores: int = 0  # tokens before these whose logits are wanted for the log probabilities of those that follow
+
+    @property
+    def rows(self) -> int:
+        """Rows of logits that the chunk brings: those of its last tokens."""
+        return self.scores + self.wants_logits + self.guesses
 
 
 @dataclass(slots=True)
@@ -46,6 +52,7 @@ class Schedule:
     prompt_tokens: int = 0
     guesses: int = 0
     drafted: bool = False  # the guesses are yet to be written, by the draft model
+    scoring: bool = False  # a sequence is among them whose prompt has log probabilities
 
 
 class Scheduler:
@@ -57,10 +64,12 @@ class Scheduler:
         batch_size: int,
         budget: StepBudget | FixedBudget | None = None,
         speculation: Speculation | None = None,
+        score_rows: int = 0,
     ) -> None:
         """Schedule onto the cache's slots, at most `batch_size` tokens a step (at least one a slot).
 
-        `speculation` guesses; None: nobody does. It needs a cache that can rewind.
+        `speculation` guesses; None: nobody does. It needs a cache that can rewind. `score_rows`: rows of logits that a
+        step may have beside those that are drawn from; at least one a slot where prompts have log probabilities.
         """
         if batch_size < len(cache.slots):
             raise ValueError(f"a batch of {batch_size} tokens is smaller than the {len(cache.slots)} slots")
@@ -71,6 +80,7 @@ class Scheduler:
         self.preemptions = 0
         self._shares = FairShares()
         self._batch_size = batch_size
+        self._score_rows = score_rows
         self._speculation = speculation
         self._prompts_are_next = False
         self._streams = 1  # in the last step of streams
@@ -126,7 +136,8 @@ class Scheduler:
         """
         admitted: list[tuple[Sequence, Placement]] = []
         while self.waiting and self.cache.has_idle and (sequence := self._next_waiting()):
-            placement = self.cache.take(sequence.tokens, sequence.n_tokens, sequence.scope)
+            reuse = sequence.reuses_prefix
+            placement = self.cache.take(sequence.tokens, sequence.n_tokens, sequence.scope, reuse=reuse)
             self.waiting.remove(sequence)
             sequence.slot, sequence.n_computed, sequence.awaits = placement.slot, placement.cached, None
             self.running.append(sequence)
@@ -161,14 +172,18 @@ class Scheduler:
         schedule = Schedule(guesses=sum(guesses.values()))
         if guesses and self._speculation is not None:
             schedule.drafted = self._speculation.source == "draft"
+        score_rows = self._score_rows
         for sequence, count in counts:
-            if sequence.slot is not None:
-                start = sequence.n_computed
-                wants_logits = start + count == sequence.n_tokens
-                guessed = guesses.get(sequence.request, 0)
-                schedule.chunks.append(Chunk(sequence, sequence.slot, start, count + guessed, wants_logits, guessed))
-                if start < sequence.n_prompt:
-                    schedule.prompt_tokens += count
+            if sequence.slot is None:
+                continue
+            chunk = _chunk(sequence, sequence.slot, count, guesses.get(sequence.request, 0), score_rows)
+            score_rows -= chunk.scores
+            if not chunk.count:  # others have taken the rows that its log probabilities need
+                continue
+            schedule.chunks.append(chunk)
+            schedule.scoring |= sequence.score is not None
+            if chunk.start < sequence.n_prompt:
+                schedule.prompt_tokens += chunk.count - chunk.guesses
         schedule.chunks.sort(key=lambda chunk: chunk.slot.index)
         return schedule
 
@@ -243,6 +258,8 @@ class Scheduler:
         return True
 
     def _prefix_to_await(self, sequence: Sequence) -> tuple[Sequence | None, int]:
+        if not sequence.reuses_prefix:
+            return None, 0
         known = sequence.tokens[: sequence.n_tokens]
         best: Sequence | None = None
         longest = 0
@@ -254,6 +271,16 @@ class Scheduler:
         if best is None or longest < self.cache.longest_prefix(known, sequence.scope) + _WORTH_WAITING:
             return None, 0
         return best, longest
+
+
+def _chunk(sequence: Sequence, slot: Slot, count: int, guesses: int, score_rows: int) -> Chunk:
+    """Return the next `count` known tokens of a sequence, fewer if their log probabilities take too many rows."""
+    start = sequence.n_computed
+    scores = 0
+    if sequence.score is not None:
+        count, scores = sequence.score.fit(start, count, sequence.n_prompt, score_rows)
+    wants_logits = start + count == sequence.n_tokens
+    return Chunk(sequence, slot, start, count + guesses, wants_logits, guesses, scores)
 
 
 def _share(ordered: list[Sequence], oldest: Sequence, budget: int, room: int) -> list[tuple[Sequence, int]]:
@@ -276,6 +303,10 @@ def _share(ordered: list[Sequence], oldest: Sequence, budget: int, room: int) ->
 
 
 def _between(streams: list[Sequence], prompts: list[Sequence]) -> list[Sequence]:
-    """Return the prompts whose slots lie between the streams': a token of each closes a gap, which costs a pass."""
+    """Return the prompts whose slots lie between the streams': a token of each closes a gap, which costs a pass.
+
+    None whose tokens' log probabilities are wanted: with kernels for single tokens these come out a little different.
+    """
     taken = sorted(sequence.slot.index for sequence in streams if sequence.slot)
-    return [prompt for prompt in prompts if prompt.slot and taken and taken[0] < prompt.slot.index < taken[-1]]
+    able = [prompt for prompt in prompts if prompt.slot and prompt.score is None]
+    return [prompt for prompt in able if prompt.slot and taken and taken[0] < prompt.slot.index < taken[-1]]

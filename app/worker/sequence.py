@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from app.worker.lookup import PromptLookup
     from app.worker.prefix_store import StoredPrefix
     from app.worker.sampling.sampler import TokenSampler
+    from app.worker.scoring import PromptScore
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,10 @@ class Sequence:
     priority: int = 0  # the lower, the sooner
     stop_tokens: frozenset[int] = frozenset()  # which end the answer as the vocabulary's own ends do
     grammar: SequenceGrammar | None = None
+    score: PromptScore | None = None  # log probabilities of the prompt's own tokens are wanted
+    end_logprobs: bool = False
+    timings_per_token: bool = False
+    reuses_prefix: bool = True  # may take from the cache what is there of its prompt
     lookup: PromptLookup | None = None  # what its next tokens are guessed from
     draft_rate: DraftRate | None = None
     n_computed: int = 0

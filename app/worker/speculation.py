@@ -79,7 +79,8 @@ class Speculation:
         """
         if len(streams) > _MOST_STREAMS:
             return {}
-        free = [sequence for sequence in streams if sequence.grammar is None]  # else later masks are not known yet
+        # under a grammar, later masks are not known yet
+        free = [sequence for sequence in streams if sequence.grammar is None and sequence.score is None]
         by_lookup = [(sequence, expected) for sequence in free if (expected := self._by_lookup(sequence))]
         drafted = [] if self._draft_cost is None else [(sequence, self._by_draft(sequence)) for sequence in free]
         if not (by_lookup or drafted) or self.times.without_guesses(len(streams)) is None:

@@ -22,8 +22,9 @@ class TokenNames:
 
     def logprob(self, token: int, detail: RowLogprobs) -> TokenLogprob:
         """Return a drawn token's entry."""
-        best = [(other, self._name(other), max(logprob, _LEAST_LOGPROB)) for other, logprob in detail.top]
-        return TokenLogprob(token, self._name(token), max(detail.of(token), _LEAST_LOGPROB), best)
+        best = [(other, self.name(other), max(logprob, _LEAST_LOGPROB)) for other, logprob in detail.top]
+        return TokenLogprob(token, self.name(token), max(detail.of(token), _LEAST_LOGPROB), best)
 
-    def _name(self, token: int) -> bytes:
+    def name(self, token: int) -> bytes:
+        """Return a token's bytes; of a control token, what it is written as."""
         return self._pieces[token] or self._vocabulary.token_to_piece(token, special=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from app.messages import Piece
+    from app.messages import Piece, TokenLogprob
     from app.worker.sampling.threads import RowThreads
     from app.worker.scheduler import Chunk
     from app.worker.sequence import Sequence as TokenSequence
@@ -88,13 +88,14 @@ def joined(pieces: list[Piece]) -> list[Piece]:
         if before is None:
             by_request[piece.request] = piece
             continue
-        entries = (
-            None
-            if before.logprobs is None and piece.logprobs is None
-            else [
-                *(before.logprobs or ()),
-                *(piece.logprobs or ()),
-            ]
+        by_request[piece.request] = msgspec.structs.replace(
+            piece,
+            text=before.text + piece.text,
+            logprobs=_both(before.logprobs, piece.logprobs),
+            prompt_logprobs=_both(before.prompt_logprobs, piece.prompt_logprobs),
         )
-        by_request[piece.request] = msgspec.structs.replace(piece, text=before.text + piece.text, logprobs=entries)
     return list(by_request.values())
+
+
+def _both(first: list[TokenLogprob] | None, then: list[TokenLogprob] | None) -> list[TokenLogprob] | None:
+    return None if first is None and then is None else [*(first or ()), *(then or ())]

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -20,6 +21,7 @@ from app.observability.metrics import Metrics
 from app.pool.generation import Generation
 from app.pool.request import GenerationRequest, ModelInfo, PoolState
 from app.server.run import bind, build_server
+from tests.api import tiny_models
 
 
 class ScriptedPool:
@@ -83,9 +85,9 @@ class ScriptedPool:
 class EdgeServer:
     """uvicorn with our protocol and application, on a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ServeSettings | None = None) -> None:
         self.pool = ScriptedPool()
-        settings = ServeSettings()
+        settings = settings or ServeSettings()
         self._listener = bind("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -133,6 +135,24 @@ def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def bytes_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model of random weights and a vocabulary of bytes."""
+    return tiny_models.bytes_model(tmp_path_factory.mktemp("bytes"))
+
+
+@pytest.fixture(scope="session")
+def sentences_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model of random weights that wants BOS."""
+    return tiny_models.sentences_model(tmp_path_factory.mktemp("sentences"))
+
+
+@pytest.fixture(scope="session")
+def filling_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model of random weights that fills in the middle."""
+    return tiny_models.filling_model(tmp_path_factory.mktemp("filling"))
 
 
 @pytest.fixture

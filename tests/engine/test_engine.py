@@ -211,7 +211,7 @@ def test_logprobs_name_control_tokens_that_have_no_text(harness: Harness) -> Non
         ({"prompt": b"abc"}, "RequestError", "prompt"),
         ({"prompt": np.array([49_152], "<i4").tobytes()}, "RequestError", "prompt"),
         ({"prompt": np.array([-1], "<i4").tobytes()}, "RequestError", "prompt"),
-        ({"max_tokens": 0}, "RequestError", "max_tokens"),
+        ({"max_tokens": -1}, "RequestError", "max_tokens"),
         ({"max_tokens": CONTEXT}, "ContextLengthError", None),
         ({"sampling": Sampling(temperature=float("nan"))}, "RequestError", "temperature"),
         ({"sampling": Sampling(min_p=2.0)}, "RequestError", "min_p"),

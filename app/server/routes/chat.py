@@ -10,6 +10,7 @@ from app.pool.pool import Pool
 from app.server import answer, sse
 from app.server.schema import responses
 from app.server.schema.chat import decode_chat
+from app.server.timings import TimedChunks, timings
 
 
 def handler(pool: Pool, metrics: Metrics) -> HTTPRouteHandler:
@@ -22,8 +23,10 @@ def handler(pool: Pool, metrics: Metrics) -> HTTPRouteHandler:
         identity = responses.new_identity("chatcmpl", model)
         if not chat.stream:
             pieces, generation = await answer.whole(request, pool, asked)
-            return answer.json(responses.chat_completion(identity, pieces, generation), headers)
-        chunks = sse.ChatChunks(identity, asked.n, include_usage=chat.include_usage)
+            extra = {"timings": timings(pieces, generation)} if chat.timings_per_token else None
+            return answer.json(responses.chat_completion(identity, pieces, generation, extra), headers)
+        chunks: sse.Chunks = sse.ChatChunks(identity, asked.n, include_usage=chat.include_usage)
+        chunks = TimedChunks(chunks) if chat.timings_per_token else chunks
         return await answer.stream(request, pool, asked, chunks, headers)
 
     return chat_completions

@@ -134,6 +134,8 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
             client=client,
             priority=self.priority or 0,
             grammar=grammar_source(self),
+            reuse_prefix=self.cache_prompt is not False,
+            timings_per_token=self.timings_per_token is True,
         )
 
     def names_without_effect(self) -> list[str]:

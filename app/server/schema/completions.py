@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from app.errors import RequestError, UnsupportedFieldError
-from app.pool.request import GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from app.errors import RequestError
+from app.pool.request import GenerationRequest, InfillPrompt, TextPrompt, TokenPrompt
 from app.server.schema.common import CommonRequest, TokenId, TopLogprobs
 from app.server.schema.decode import decode
 from app.server.schema.fields import COMPLETIONS, refuse_what_would_change_the_answer, without_effect
@@ -23,34 +23,47 @@ class CompletionRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown
 
     prompt: str | list[str | TokenId | list[TokenId]]
     logprobs: TopLogprobs | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
     echo: bool | None = None
-    suffix: Any = None
+    suffix: str | None = None
+
+    @property
+    def candidates(self) -> int:
+        """How many answers are made for each prompt; the best `n` of them are returned."""
+        return self.best_of or self.n or 1
 
     def generation_request(self, request_id: str, client: str = "") -> GenerationRequest:
         """Return what to ask the pool for; raises RequestError for a prompt of no known shape."""
         max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        prompts = self._prompts()
+        ranks = self.candidates > (self.n or 1)
         return GenerationRequest(
-            prompts=self._prompts(),
-            n=self.n or 1,
+            prompts=[InfillPrompt(prompt, suffix) for prompt in prompts] if (suffix := self.suffix) else [*prompts],
+            n=self.candidates,
             max_tokens=max_tokens,
             sampling=self.sampling(),
             stop=self.stops(),
             ignore_eos=self.ignore_eos is True,
             min_tokens=self.least_tokens(max_tokens),
             stop_tokens=self.stop_token_ids or [],
-            top_logprobs=self.logprobs,
+            top_logprobs=0 if ranks and self.logprobs is None else self.logprobs,
             request_id=request_id,
             client=client,
             priority=self.priority or 0,
             grammar=grammar_source(self),
+            echo=self.echo is True,
+            prompt_logprobs=self.logprobs if self.echo else None,
+            end_logprobs=True,
+            reuse_prefix=self.cache_prompt is not False,
+            timings_per_token=self.timings_per_token is True,
         )
 
     def names_without_effect(self) -> list[str]:
         """Return the names of the fields that were sent and cannot change the answer."""
         return without_effect(self, COMPLETIONS) + self.nested_without_effect()
 
-    def _prompts(self) -> list[Prompt]:
+    def _prompts(self) -> list[TextPrompt | TokenPrompt]:
         prompt = self.prompt
         if isinstance(prompt, str):
             return [TextPrompt(prompt)]
@@ -83,9 +96,24 @@ def decode_completion(body: bytes) -> CompletionRequest:
     request = decode(body, _decoder, COMPLETIONS)
     refuse_what_would_change_the_answer(request, COMPLETIONS)
     request.check_stream_options()
-    wanted = request.n or 1
-    if request.best_of is not None and request.best_of < wanted:
-        raise RequestError(f"'best_of' is {request.best_of}, less than 'n', which is {wanted}", param="best_of")
-    if request.best_of is not None and request.best_of > wanted:
-        raise UnsupportedFieldError("'best_of' above 'n' is not supported: leave it out, or send n", param="best_of")
+    _check_best_of(request)
+    if request.max_tokens == 0 and not request.echo:
+        raise RequestError(
+            "'max_tokens' is 0, which only goes with \"echo\": true: set it, or send 1 or more", param="max_tokens"
+        )
+    if request.echo and request.suffix:
+        raise RequestError("'echo' does not go with 'suffix': leave one of them out", param="echo")
     return request
+
+
+def _check_best_of(request: CompletionRequest) -> None:
+    wanted = request.n or 1
+    if request.best_of is None or request.best_of == wanted:
+        return
+    if request.best_of < wanted:
+        raise RequestError(f"'best_of' is {request.best_of}, less than 'n', which is {wanted}", param="best_of")
+    if request.stream:
+        raise RequestError(
+            "'best_of' above 'n' does not go with \"stream\": true: which answers are best is known at their end",
+            param="best_of",
+        )

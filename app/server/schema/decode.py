@@ -20,6 +20,7 @@ _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`$")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_INDEX = re.compile(r"\[[0-9]+\]")
 _CODE = re.compile(r"`([^`]*)`")
 _WORDS = {
     "str": "a string",
@@ -70,7 +71,8 @@ def _field_error(message: str, fields: dict[str, Field]) -> RequestError:
         name = unknown[1][:64]
         param = f"{path}.{name}" if path else name
         hint = "" if path else suggestion(name, fields)
-        return UnknownFieldError(f"there is no field '{param}'{hint or '; remove it'}", param=param)
+        where = (*(_INDEX.sub("", path).split(".") if path else ()), unknown[1])
+        return UnknownFieldError(f"there is no field '{param}'{hint or '; remove it'}", param=param, path=where)
     if missing := _MISSING.search(what):
         param = f"{path}.{missing[1]}" if path else missing[1]
         return RequestError(f"'{param}' is missing{_takes(param, fields)}", param=param)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.errors import PestleError, QueueFullError, RequestError, UnavailableError
 from app.server.schema.fields import CHAT, COMPLETIONS, NESTED
+from app.server.schema.text import DETOKENIZE, TOKENIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,8 @@ def tables() -> str:
         _fields("Fields of POST /v1/chat/completions", CHAT),
         _fields("Fields of POST /v1/completions", COMPLETIONS),
         _fields("Fields within fields", NESTED),
+        _fields("Fields of POST /tokenize", TOKENIZE),
+        _fields("Fields of POST /detokenize", DETOKENIZE),
         _errors(),
     ]
     return "\n".join([BEGIN, "", *parts, END])

@@ -68,6 +68,8 @@ COMMON: dict[str, Field] = {
     "stream": _honoured("true or false (default)"),
     "stream_options": _honoured('an object such as {"include_usage": true}, with "stream": true only'),
     "ignore_eos": _honoured("true or false (default): whether to go on after the model's end of text"),
+    "cache_prompt": _honoured("true (default) or false: whether what the KV cache holds of the prompt is reused"),
+    "timings_per_token": _honoured("true or false (default): `timings` as llama-server's in each chunk and answer"),
     "priority": _honoured("an integer from -1000 to 1000, default 0; of those that wait, the lowest comes first"),
     "min_tokens": _honoured("an integer from 0 (default): tokens before which no end of text is drawn; vLLM's"),
     "stop_token_ids": _honoured("an array of at most 64 token ids that end the answer as its own end does; vLLM's"),
@@ -116,11 +118,13 @@ COMPLETIONS: dict[str, Field] = {
         "a string, an array of strings, an array of token ids, or an array of such arrays; at most 128"
     ),
     **COMMON,
-    "max_tokens": _honoured("an integer from 1, default 16; prompt and answer together must fit into a slot"),
-    "logprobs": _honoured("an integer from 0 to 20"),
-    "best_of": Field("refused", "null or the value of n"),  # decode_completion looks at both
-    "echo": _refused("null or false", False),
-    "suffix": _refused('null or ""', ""),
+    "max_tokens": _honoured(
+        "an integer from 1, default 16; prompt and answer together must fit into a slot; with echo also 0"
+    ),
+    "logprobs": _honoured("an integer from 0 to 20; with echo also of the prompt's tokens, the first being null"),
+    "best_of": _honoured("an integer from n to 20: so many answers are made, the n most probable a token returned"),
+    "echo": _honoured("true or false (default): the prompt comes before the answer, in text and logprobs"),
+    "suffix": _honoured("a string that follows the answer, for models with tokens for filling in the middle"),
 }
 
 NESTED: dict[str, Field] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import math
 import time
 import uuid
 from functools import lru_cache
@@ -31,7 +32,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 def new_identity(prefix: str, model: ModelInfo) -> Identity:
     """Return a fresh identity: `prefix` is "chatcmpl" or "cmpl"."""
-    return Identity(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model.id, _fingerprint(model))
+    return Identity(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model.id, _fingerprint(model.fingerprint))
 
 
 def usage(generation: Generation) -> dict[str, Any]:
@@ -45,7 +46,9 @@ def usage(generation: Generation) -> dict[str, Any]:
     }
 
 
-def chat_completion(identity: Identity, pieces: list[Piece], generation: Generation) -> bytes:
+def chat_completion(
+    identity: Identity, pieces: list[Piece], generation: Generation, extra: dict[str, Any] | None = None
+) -> bytes:
     """Return the body of a whole chat answer; one piece a choice."""
     choices = [
         {
@@ -56,21 +59,26 @@ def chat_completion(identity: Identity, pieces: list[Piece], generation: Generat
         }
         for index, piece in enumerate(pieces)
     ]
-    return _whole("chat.completion", identity, choices, generation)
+    return _whole("chat.completion", identity, choices, generation, extra)
 
 
-def text_completion(identity: Identity, pieces: list[Piece], generation: Generation, *, top: bool) -> bytes:
-    """Return the body of a whole text answer; `top`: whether alternatives were asked for."""
-    choices = [
+def text_completion(
+    identity: Identity,
+    choices: list[tuple[Piece, TextLogprobs]],
+    generation: Generation,
+    extra: dict[str, Any] | None = None,
+) -> bytes:
+    """Return the body of a whole text answer: a piece a choice, and what shapes its log probabilities."""
+    documents = [
         {
             "text": piece.text,
             "index": index,
-            "logprobs": None if piece.logprobs is None else TextLogprobs(top=top).take(piece.logprobs),
+            "logprobs": None if piece.logprobs is None else logprobs.take(piece.logprobs),
             "finish_reason": piece.finish_reason,
         }
-        for index, piece in enumerate(pieces)
+        for index, (piece, logprobs) in enumerate(choices)
     ]
-    return _whole("text_completion", identity, choices, generation)
+    return _whole("text_completion", identity, documents, generation, extra)
 
 
 def model_object(model: ModelInfo) -> dict[str, Any]:
@@ -81,7 +89,13 @@ def model_object(model: ModelInfo) -> dict[str, Any]:
         "architecture": model.architecture,
         "parameters": model.parameters,
         "description": model.description,
+        "type": model.type,
         "bytes": model.bytes,
+        "file_bytes": model.file_bytes,
+        "trained_context_length": model.trained_context,
+        "vocabulary_size": model.vocabulary_size,
+        "capabilities": model.capabilities,
+        "card": model.card,
     }
     return {
         "id": model.id,
@@ -113,21 +127,27 @@ class TextLogprobs:
         self._characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def begin_at(self, characters: int) -> None:
+        """Count from here: below 0 when the first tokens have characters that are not in the text."""
+        self._characters = characters
+
     def take(self, logprobs: list[TokenLogprob]) -> dict[str, Any]:
-        """Return the next tokens; `text_offset` counts characters from the start of the answer."""
+        """Return the next tokens; `text_offset` counts characters from the start of the text."""
         offsets = []
         for item in logprobs:
-            offsets.append(self._characters)
+            offsets.append(max(0, self._characters))
             self._characters += len(self._decoder.decode(item.text))
         return {
             "tokens": [_token_text(item.text) for item in logprobs],
-            "token_logprobs": [_finite(item.logprob) for item in logprobs],
+            "token_logprobs": [None if math.isnan(item.logprob) else _finite(item.logprob) for item in logprobs],
             "top_logprobs": [self._alternatives(item) for item in logprobs] if self._top else None,
             "text_offset": offsets,
         }
 
     @staticmethod
-    def _alternatives(item: TokenLogprob) -> dict[str, float]:
+    def _alternatives(item: TokenLogprob) -> dict[str, float] | None:
+        if math.isnan(item.logprob):
+            return None
         ranked = {_token_text(text): _finite(logprob) for _, text, logprob in reversed(item.top)}
         best_first = dict(reversed(ranked.items()))
         best_first.setdefault(_token_text(item.text), _finite(item.logprob))
@@ -150,7 +170,13 @@ def _finite(logprob: float) -> float:
     return max(LEAST_LOGPROB, logprob)
 
 
-def _whole(kind: str, identity: Identity, choices: list[dict[str, Any]], generation: Generation) -> bytes:
+def _whole(
+    kind: str,
+    identity: Identity,
+    choices: list[dict[str, Any]],
+    generation: Generation,
+    extra: dict[str, Any] | None = None,
+) -> bytes:
     return msgspec.json.encode(
         {
             "id": identity.id,
@@ -160,11 +186,12 @@ def _whole(kind: str, identity: Identity, choices: list[dict[str, Any]], generat
             "choices": choices,
             "usage": usage(generation),
             "system_fingerprint": identity.system_fingerprint,
+            **(extra or {}),
         }
     )
 
 
 @lru_cache(maxsize=16)
-def _fingerprint(model: ModelInfo) -> str:
+def _fingerprint(of_model: str) -> str:
     """Return what changes when anything does that answers depend on (docs/determinism.md)."""
-    return "fp_" + hashlib.sha256(f"{version('pestle')} {model.fingerprint}".encode()).hexdigest()[:12]
+    return "fp_" + hashlib.sha256(f"{version('pestle')} {of_model}".encode()).hexdigest()[:12]
