@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,19 @@ from app.errors import RequestError
 from app.llama.batch import Batch
 from app.llama.context import Context
 from app.llama.model import Model
-from app.messages import Generate, Refused, TokenLogprob
+from app.messages import Generate, Refused, Sampling, TokenLogprob
 from app.worker.scoring import PromptScore, score_rows
+from tests.api.tiny_models import bytes_model
 from tests.engine.harness import GREEDY, Harness
 
-TEXT = "The quick brown fox jumps over the lazy dog. " * 12
+TEXT = "The quick brown fox jumps over the lazy dog. " * 5
 CONTEXT = 512
 
 
 @pytest.fixture(scope="module")
-def model(default_model: Path) -> Iterator[Model]:
-    with Model(default_model, device="cpu") as model:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """Return a model in f32, so that only what is wrong differs; its tokens are bytes."""
+    with Model(bytes_model(tmp_path_factory.mktemp("bytes")), device="cpu") as model:
         yield model
 
 
@@ -88,8 +89,8 @@ def test_alone_in_chunks(harness: Harness, direct: npt.NDArray[np.float64]) -> N
 
 
 def test_the_answer_is_what_it_is_without(harness: Harness, direct: npt.NDArray[np.float64]) -> None:
-    harness.run(1, TEXT, 6)
-    harness.run(2, TEXT, 6, prompt_logprobs=0, top_logprobs=0)
+    harness.run(1, TEXT, 6, ignore_eos=True)
+    harness.run(2, TEXT, 6, ignore_eos=True, prompt_logprobs=0, top_logprobs=0)
     assert harness.answer(1) == harness.answer(2)
     assert harness.pieces(2)[-1].cached_tokens == 0
     check(harness, 2, direct)
@@ -98,7 +99,7 @@ def test_the_answer_is_what_it_is_without(harness: Harness, direct: npt.NDArray[
 
 
 def test_beside_streams_and_other_prompts(harness: Harness, direct: npt.NDArray[np.float64]) -> None:
-    harness.submit(1, "Once upon a time", 60)
+    harness.submit(1, "Once upon a time", 60, ignore_eos=True)
     harness.submit(2, TEXT, 3, prompt_logprobs=1)
     harness.submit(3, TEXT + "again", 2, prompt_logprobs=1)
     harness.submit(4, TEXT, 0, prompt_logprobs=0)
@@ -135,9 +136,10 @@ def test_prompts_of_one_token_and_without_scores_end_at_once(harness: Harness) -
 
 
 def test_the_end_has_an_entry_where_it_is_wanted(harness: Harness) -> None:
-    stop: dict[str, Any] = {"stop_tokens": [int(harness.model.vocabulary.tokenize(" Paris")[0])]}
-    harness.run(1, "The capital of France is", 8, top_logprobs=0, end_logprobs=True, **stop)
-    harness.run(2, "The capital of France is", 8, top_logprobs=0, **stop)
+    letter = int(harness.model.vocabulary.tokenize("R")[0])
+    sampling = Sampling(temperature=0, logit_bias={letter: 100.0})
+    harness.run(1, TEXT, 8, sampling, top_logprobs=0, end_logprobs=True, stop_tokens=[letter])
+    harness.run(2, TEXT, 8, sampling, top_logprobs=0, stop_tokens=[letter])
     with_end, without = (
         [entry for piece in harness.pieces(request) for entry in piece.logprobs or ()] for request in (1, 2)
     )
@@ -152,11 +154,11 @@ def test_no_prefix_on_demand(harness: Harness) -> None:
 
 
 def test_timings_with_every_piece(harness: Harness) -> None:
-    harness.run(1, "Once upon a time", 5, timings_per_token=True)
+    harness.run(1, "Once upon a time", 5, ignore_eos=True, timings_per_token=True)
     timings = [piece.timings for piece in harness.pieces(1)]
     assert all(timings)
     assert [t.decode for t in timings if t] == sorted(t.decode for t in timings if t)
-    harness.run(2, "Once upon a time", 5)
+    harness.run(2, "Once upon a time", 5, ignore_eos=True)
     assert [piece.timings is not None for piece in harness.pieces(2)] == [False] * 4 + [True]
 
 
