@@ -5,8 +5,9 @@ travel as raw little-endian int32 bytes: a prompt of 8,000 tokens decodes in mic
 
     API process → either child  LoadModel, first of all       answered by Hello, or by LoadFailed and exit
     API process → text child    RenderChat, RenderText        answered by Rendered or Refused
+                                RenderInputs, RenderPairs     answered by RenderedInputs or Refused
                                 CompileGrammar                answered by Compiled or Refused
-    API process → worker        Generate                      answered by Accepted or Refused, then by Steps' pieces
+    API process → worker        Generate, Embed               answered by Accepted or Refused, then by Steps' pieces
                                 Cancel                        answered by a piece with finish_reason "cancelled"
 """
 
@@ -24,6 +25,8 @@ MAX_DRY_BREAKER_BYTES = 40  # llama.cpp cuts longer ones off
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
+Capability = Literal["chat", "completion", "embeddings", "rerank"]
+Pooling = Literal["auto", "mean", "cls", "last"]
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -71,6 +74,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     speculate: Literal["off", "lookup"] = "off"  # where guesses of the next tokens come from
     draft_tokens: int = 15  # most guesses of one sequence in a step
     draft_path: str = ""  # a smaller model that guesses, too
+    pooling: Pooling = "auto"  # how the embeddings of a text's tokens become one; auto: as the file says
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -91,6 +95,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     device: str = ""
     fingerprint: str = ""  # of all that answers depend on: weights, build, back end, settings; hexadecimal
     load_seconds: float = 0.0
+    capabilities: list[Capability] = []  # the worker's: what the model is for
+    embedding_size: int = 0  # numbers of one embedding; 0 for models that give none
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -120,6 +126,28 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
 
     request: int
     tokens: bytes  # int32 little-endian ids
+
+
+class RenderInputs(msgspec.Struct, frozen=True, tag="render_inputs"):
+    """Tokenize these texts as an encoder's inputs, each with the tokens that the model puts around a text."""
+
+    request: int
+    texts: list[str]
+
+
+class RenderPairs(msgspec.Struct, frozen=True, tag="render_pairs"):
+    """Tokenize a query with each of the documents, in the way that the reranker wants its pairs."""
+
+    request: int
+    query: str
+    documents: list[str]
+
+
+class RenderedInputs(msgspec.Struct, frozen=True, tag="rendered_inputs"):
+    """The inputs in their order, ready for the worker."""
+
+    request: int
+    inputs: list[bytes]  # int32 little-endian ids each
 
 
 class CompileGrammar(msgspec.Struct, frozen=True, tag="compile_grammar"):
@@ -172,6 +200,16 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     request: int
 
 
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Compute an embedding, or a reranker's score, of each input."""
+
+    request: int
+    inputs: list[bytes]  # int32 little-endian ids each, from one token to what the context holds
+    dimensions: int = 0  # first numbers of each embedding to keep; 0: all
+    activation: bool = True  # whether a reranker's scores become probabilities
+    client: str = ""  # clients get fair shares of the engine
+
+
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     """The request is in the worker's queue."""
 
@@ -207,6 +245,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None  # with finish_reason "error": what went wrong with this sequence
     timings: Timings | None = None  # with a finish_reason
     error_name: str = "EngineError"  # the class of app.errors that `error` belongs to
+    vectors: bytes | None = None  # of an Embed request: float32 little-endian, input after input
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
@@ -222,6 +261,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     step_seconds: float
     guessed_tokens: int = 0  # in this step, beside the streams' own
     accepted_tokens: int = 0  # of these: they are in the answers
+    inputs_embedded: int = 0  # in this step
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
@@ -231,9 +271,9 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     load: Load
 
 
-ToText = LoadModel | RenderChat | RenderText | CompileGrammar
-FromText = Hello | LoadFailed | Rendered | Compiled | Refused
-ToWorker = LoadModel | Generate | Cancel
+ToText = LoadModel | RenderChat | RenderText | RenderInputs | RenderPairs | CompileGrammar
+FromText = Hello | LoadFailed | Rendered | RenderedInputs | Compiled | Refused
+ToWorker = LoadModel | Generate | Embed | Cancel
 FromWorker = Hello | LoadFailed | Accepted | Refused | Step
 
 _encoder = msgspec.msgpack.Encoder()

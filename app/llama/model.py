@@ -71,6 +71,11 @@ class _LoadedModel(Handle):
         template: bytes | None = self._llama.llama_model_chat_template(self.pointer, None)
         return None if template is None else template.decode("utf-8", "replace")
 
+    @property
+    def rerank_template(self) -> str | None:
+        """The file's template for rerankers: a text with {query} and {document} in it."""
+        return self.metadata.get("tokenizer.chat_template.rerank")
+
     def _free(self, pointer: Any) -> None:
         self._llama.llama_model_free(pointer)
 

@@ -32,7 +32,10 @@ class Vocabulary:
         self.size: int = self._llama.llama_vocab_n_tokens(pointer)
         self.bos = self._token_or_none(self._llama.llama_vocab_bos(pointer))
         self.eos = self._token_or_none(self._llama.llama_vocab_eos(pointer))
+        self.sep = self._token_or_none(self._llama.llama_vocab_sep(pointer))
         self.adds_bos: bool = self._llama.llama_vocab_get_add_bos(pointer)
+        self.adds_eos: bool = self._llama.llama_vocab_get_add_eos(pointer)
+        self.adds_sep: bool = self._llama.llama_vocab_get_add_sep(pointer)
 
     @functools.cached_property
     def eog(self) -> frozenset[int]:

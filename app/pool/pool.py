@@ -23,9 +23,18 @@ from app.observability.logging import get_logger
 from app.pool.admission import Admission
 from app.pool.child import python_module
 from app.pool.context_check import answer_tokens, check_ids, token_prompt
+from app.pool.embedding import check_capability, count_tokens, embed_command
 from app.pool.generation import Generation
 from app.pool.load_command import load_command
-from app.pool.request import ChatPrompt, GenerationRequest, ModelInfo, PoolState, Prompt, TextPrompt
+from app.pool.request import (
+    ChatPrompt,
+    EmbeddingRequest,
+    GenerationRequest,
+    ModelInfo,
+    PoolState,
+    Prompt,
+    TextPrompt,
+)
 from app.pool.supervisor import Breaker, Supervisor
 from app.pool.text_client import TextClient
 from app.pool.worker_client import Sequence, WorkerClient
@@ -177,6 +186,8 @@ class Pool:
             description=worker.description,
             bytes=worker.model_bytes,
             fingerprint=worker.fingerprint,
+            capabilities=tuple(worker.capabilities),
+            embedding_size=worker.embedding_size,
             ready=True,
         )
 
@@ -200,8 +211,10 @@ class Pool:
 
     # ---- one request ----
 
-    async def open(self, request: GenerationRequest) -> Generation:
+    async def open(self, request: GenerationRequest | EmbeddingRequest) -> Generation:
         """Admit a request, make tokens of its prompts, check that they fit, and have the worker accept it.
+
+        A request for embeddings or scores gets one piece, which carries its vectors.
 
         Everything that can fail before the HTTP status fails here. Raises LoadingError, DrainingError,
         ModelFailedError, QueueFullError, RequestError and its kin, EngineCrashedError. Cancelling it at any point
@@ -209,12 +222,14 @@ class Pool:
         """
         try:
             self._check_state()
-            permits = len(request.prompts) * request.n
+            check_capability(request, self._info)
+            prompts, n = request.shape
+            permits = prompts * n
             self._admission.take(permits)
         except PestleError as error:
             self._count_failure(error)
             raise
-        generation = Generation(self, len(request.prompts), request.n)
+        generation = Generation(self, prompts, n)
         opened = self._open[generation] = _Open(permits)
         try:
             await self._begin_in_time(opened, generation, request)
@@ -225,7 +240,9 @@ class Pool:
             raise
         return generation
 
-    async def _begin_in_time(self, opened: _Open, generation: Generation, request: GenerationRequest) -> None:
+    async def _begin_in_time(
+        self, opened: _Open, generation: Generation, request: GenerationRequest | EmbeddingRequest
+    ) -> None:
         """Begin, and see to it that the whole request ends in time. Raises DeadlineExceededError, too."""
         if not (seconds := self._request_timeout):
             await self._begin(generation, request)
@@ -240,8 +257,11 @@ class Pool:
             raise error from None
         opened.deadline = loop.call_at(deadline, self._worker.fail, generation, error)
 
-    async def _begin(self, generation: Generation, request: GenerationRequest) -> None:
+    async def _begin(self, generation: Generation, request: GenerationRequest | EmbeddingRequest) -> None:
         admitted = time.monotonic()
+        if isinstance(request, EmbeddingRequest):
+            await self._begin_embedding(generation, request, admitted)
+            return
         check_ids(list(request.sampling.logit_bias), self._vocabulary_size, "logit_bias")
         context_length = self._info.context_length
         grammar = await self._grammar(request)
@@ -250,10 +270,7 @@ class Pool:
             answer_tokens(prompt, tokens, context_length, request)
             for prompt, tokens in zip(request.prompts, prompts, strict=True)
         ]
-        if self.failure is not None:
-            raise self._failed_error()
-        if self._drained:
-            raise self._draining_error()
+        self._check_served()
         generation.prompt_tokens = sum(map(len, prompts)) // _BYTES_PER_TOKEN
         self._metrics.prompt_tokens.inc(generation.prompt_tokens)
         choices = itertools.product(zip(prompts, budgets, strict=True), range(request.n))
@@ -261,6 +278,22 @@ class Pool:
             message = self._generate(request, tokens, budget, k, grammar)
             self._worker.start(Sequence(generation, index, message, admitted))
         await generation.accepted()
+
+    async def _begin_embedding(self, generation: Generation, request: EmbeddingRequest, admitted: float) -> None:
+        number = self._request_numbers.__next__
+        command = await embed_command(request, self._text, number, self._info, self._vocabulary_size)
+        self._check_served()
+        generation.prompt_tokens = count_tokens(command)
+        self._metrics.prompt_tokens.inc(generation.prompt_tokens)
+        self._worker.start(Sequence(generation, 0, command, admitted))
+        await generation.accepted()
+
+    def _check_served(self) -> None:
+        """Raise the error of what happened while a prompt was tokenized."""
+        if self.failure is not None:
+            raise self._failed_error()
+        if self._drained:
+            raise self._draining_error()
 
     async def _tokens(self, prompt: Prompt) -> bytes:
         number = next(self._request_numbers)

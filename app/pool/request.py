@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from app.messages import GrammarKind, Sampling
+from app.messages import Capability, GrammarKind, Sampling
 
 
 class PoolState(enum.StrEnum):
@@ -32,6 +32,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     bytes: int = 0
     fingerprint: str = ""  # of all that the worker's answers depend on
+    capabilities: tuple[Capability, ...] = ()
+    embedding_size: int = 0  # numbers of one embedding; 0 for models that give none
     ready: bool = False
 
 
@@ -81,3 +83,31 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     grammar: GrammarSource | None = None
     max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The prompts, and the choices of each."""
+        return len(self.prompts), self.n
+
+
+class Pairs(msgspec.Struct, frozen=True):
+    """A query and what is to be scored against it."""
+
+    query: str
+    documents: list[str]
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to embed, all as strings or all as token ids, or documents to score. To the engine it is one sequence."""
+
+    inputs: list[str] | list[list[int]] | Pairs
+    single: bool = False  # the client sent one input, not a list of them
+    dimensions: int | None = None  # None: all that the model has
+    activation: bool = True  # whether scores become probabilities
+    request_id: str
+    client: str = ""  # clients get fair shares of the engine
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """One prompt with one choice: what a request takes of the queue."""
+        return 1, 1

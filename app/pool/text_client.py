@@ -6,7 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.errors import GrammarRefusedError, PestleError, PromptRefusedError
-from app.messages import Compiled, CompileGrammar, Hello, RenderChat, Rendered, RenderText
+from app.messages import (
+    Compiled,
+    CompileGrammar,
+    Hello,
+    RenderChat,
+    Rendered,
+    RenderedInputs,
+    RenderInputs,
+    RenderPairs,
+    RenderText,
+)
 from app.observability.logging import get_logger
 from app.pool.refusal import refusal_error
 
@@ -15,10 +25,12 @@ if TYPE_CHECKING:
 
     from app.messages import Refused
 
-    Work = RenderChat | RenderText | CompileGrammar
+    Work = RenderChat | RenderText | RenderInputs | RenderPairs | CompileGrammar
+    Answer = Rendered | RenderedInputs | Compiled
 
 log = get_logger(__name__)
 
+_PARAMS = {RenderChat: "messages", RenderText: "prompt", RenderInputs: "input", RenderPairs: "documents"}
 _WINDOW = 4  # prompts in the child's hands: enough that it never waits for the next
 
 
@@ -35,7 +47,7 @@ class Sender(Protocol):
 class _Pending:
     __slots__ = ("future", "message")
 
-    def __init__(self, message: Work, future: asyncio.Future[Rendered | Compiled]) -> None:
+    def __init__(self, message: Work, future: asyncio.Future[Answer]) -> None:
         self.message = message
         self.future = future
 
@@ -49,8 +61,7 @@ class _Pending:
             self.future.set_exception(GrammarRefusedError(text, param=message.param))
         else:
             text = f"rendering or tokenizing this prompt {cause}; change it"
-            param = "messages" if isinstance(message, RenderChat) else "prompt"
-            self.future.set_exception(PromptRefusedError(text, param=param))
+            self.future.set_exception(PromptRefusedError(text, param=_PARAMS[type(message)]))
 
 
 class TextClient:
@@ -83,6 +94,12 @@ class TextClient:
         assert isinstance(answer, Rendered)  # noqa: S101 - what the child answers to a prompt
         return answer.tokens
 
+    async def render_inputs(self, message: RenderInputs | RenderPairs) -> list[bytes]:
+        """Return the token ids of each input, int32 little-endian. Raises the same errors as `render`."""
+        answer = await self._ask(message)
+        assert isinstance(answer, RenderedInputs)  # noqa: S101 - what the child answers to inputs
+        return answer.inputs
+
     async def compile(self, message: CompileGrammar) -> str:
         """Return the grammar in the form that the worker takes.
 
@@ -92,7 +109,7 @@ class TextClient:
         assert isinstance(answer, Compiled)  # noqa: S101 - what the child answers to a grammar
         return answer.grammar
 
-    async def _ask(self, message: Work) -> Rendered | Compiled:
+    async def _ask(self, message: Work) -> Answer:
         pending = _Pending(message, asyncio.get_running_loop().create_future())
         self._unsent[message.request] = pending
         self._pump()
@@ -114,13 +131,13 @@ class TextClient:
 
     def on_message(self, message: Any) -> None:
         """Take an answer."""
-        answer: Rendered | Compiled | Refused = message
+        answer: Answer | Refused = message
         pending = self._sent.pop(answer.request, None)
         self._arm()
         self._pump()
         if pending is None or pending.future.done():
             return
-        if isinstance(answer, Rendered | Compiled):
+        if isinstance(answer, Rendered | RenderedInputs | Compiled):
             pending.future.set_result(answer)
         else:
             pending.future.set_exception(refusal_error(answer))

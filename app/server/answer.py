@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,14 +21,14 @@ from app.server.schema.completions import CompletionRequest
 from app.server.schema.responses import usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from litestar.connection import Request
 
     from app.messages import Piece
     from app.observability.metrics import Metrics
     from app.pool.pool import Pool
-    from app.pool.request import GenerationRequest, ModelInfo
+    from app.pool.request import EmbeddingRequest, GenerationRequest, ModelInfo
     from app.server.exchange import Exchange
 
 
@@ -41,16 +42,23 @@ async def read(
 
     Raises what reading and decoding raise, and ModelNotFoundError; such refusals are counted under the served model.
     """
-    try:
+    with refusals_counted(pool, metrics):
         asked = decode(await read_json_body(request))
-        wanted = asked.generation_request(exchange_of(request.scope).request_id, _client(request))
+        wanted = asked.generation_request(exchange_of(request.scope).request_id, client_of(request))
         return asked, pool.model(asked.model), wanted
+
+
+@contextlib.contextmanager
+def refusals_counted(pool: Pool, metrics: Metrics) -> Iterator[None]:
+    """Count what is refused in the block under the served model."""
+    try:
+        yield
     except PestleError as error:
         metrics.model(pool.models()[0].id).failure(error.code or error.type)
         raise
 
 
-def _client(request: Request[Any, Any, Any]) -> str:
+def client_of(request: Request[Any, Any, Any]) -> str:
     """Return who is to get a fair share: the connection."""
     return "{}:{}".format(*request.scope["client"]) if request.scope["client"] else ""
 
@@ -66,7 +74,7 @@ def json(body: bytes, headers: dict[str, str]) -> Response[bytes]:
 
 
 async def whole(
-    request: Request[Any, Any, Any], pool: Pool, asked: GenerationRequest
+    request: Request[Any, Any, Any], pool: Pool, asked: GenerationRequest | EmbeddingRequest
 ) -> tuple[list[Piece], Generation]:
     """Return every choice as one piece, and the generation for its counts.
 

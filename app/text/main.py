@@ -34,10 +34,14 @@ from app.messages import (
     Refused,
     RenderChat,
     Rendered,
+    RenderedInputs,
+    RenderInputs,
+    RenderPairs,
     RenderText,
     ToText,
     encode_frame,
 )
+from app.text.inputs import InputRenderer
 from app.text.template import ChatTemplate
 from app.text.tokenize import SMALL_STACK_BYTES, Tokenizer
 
@@ -100,10 +104,13 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
     )
     link.sendall(encode_frame(hello))
     compiled = _grammar_compiler(model.vocabulary)
+    inputs = InputRenderer(model, tokenizer)
     while True:
         request = pending.get()
         if isinstance(request, CompileGrammar):
             link.sendall(encode_frame(_compile(request, compiled)))
+        elif isinstance(request, RenderInputs | RenderPairs):
+            link.sendall(encode_frame(_render_inputs(request, inputs)))
         elif not isinstance(request, LoadModel):
             link.sendall(encode_frame(_render(request, template, tokenizer)))
 
@@ -125,6 +132,17 @@ def _render(request: RenderChat | RenderText, template: ChatTemplate, tokenizer:
         return Refused(request.request, type(error).__name__, error.message, error.param)
     except MemoryError:
         message = "this prompt needs more memory to render and tokenize than one request may take"
+        return Refused(request.request, PromptRefusedError.__name__, message, param)
+
+
+def _render_inputs(request: RenderInputs | RenderPairs, inputs: InputRenderer) -> RenderedInputs | Refused:
+    try:
+        return inputs.rendered(request)
+    except PestleError as error:
+        return Refused(request.request, type(error).__name__, error.message, error.param)
+    except MemoryError:
+        message = "these texts need more memory to tokenize than one request may take"
+        param = "input" if isinstance(request, RenderInputs) else "documents"
         return Refused(request.request, PromptRefusedError.__name__, message, param)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from app.llama.context import Context
     from app.llama.model import Model
-    from app.messages import FinishReason, TokenLogprob
+    from app.messages import Embed, FinishReason, TokenLogprob
     from app.worker.draft import DraftModel
     from app.worker.kv import Placement
     from app.worker.prefix_files import PrefixFiles
@@ -97,7 +97,7 @@ class Engine:
         self._no_logits = np.empty((0, self._vocabulary.size), np.float32)
         self._capacity = context.shared_tokens or context.slots * context.context_length
 
-    def submit(self, command: Generate | Cancel) -> None:
+    def submit(self, command: Generate | Embed | Cancel) -> None:
         """Queue a request, answering Accepted or Refused at once; or cancel one."""
         if isinstance(command, Cancel):
             self._commands.put(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.errors import ContextLengthError, RequestError
-from app.messages import MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS
+from app.messages import MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS, Generate
 from app.worker.detokenizer import Detokenizer
 from app.worker.grammar import SequenceGrammar
 from app.worker.sampling.breakers import NO_BREAKERS
@@ -19,7 +19,7 @@ from app.worker.sequence import Sequence
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from app.messages import Generate, Sampling
+    from app.messages import Embed, Sampling
     from app.worker.sampling.breakers import BreakerTable
 
     Tokens = npt.NDArray[np.int32]
@@ -42,12 +42,19 @@ _RANGES = {
 
 
 def new_sequence(
-    command: Generate, vocabulary_size: int, context_length: int, eog: Tokens, now: float, breakers: BreakerTable
+    command: Generate | Embed,
+    vocabulary_size: int,
+    context_length: int,
+    eog: Tokens,
+    now: float,
+    breakers: BreakerTable,
 ) -> Sequence:
     """Check a request and make its sequence; `eog` are the tokens that `ignore_eos` forbids.
 
     Raises ContextLengthError when prompt and answer don't fit into a slot, RequestError for anything else.
     """
+    if not isinstance(command, Generate):
+        raise RequestError("this model continues text and gives no embeddings", param="model")
     prompt = _prompt_tokens(command.prompt, vocabulary_size)
     if command.max_tokens < 1:
         raise RequestError(f"max_tokens must be at least 1, not {command.max_tokens}", param="max_tokens")

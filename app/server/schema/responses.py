@@ -75,13 +75,15 @@ def text_completion(identity: Identity, pieces: list[Piece], generation: Generat
 
 def model_object(model: ModelInfo) -> dict[str, Any]:
     """Return one item of `/v1/models`; fields beyond OpenAI's four only when they are known."""
-    known = {
+    known: dict[str, Any] = {
         "context_length": model.context_length,
         "slots": model.slots,
         "architecture": model.architecture,
         "parameters": model.parameters,
         "description": model.description,
         "bytes": model.bytes,
+        "capabilities": model.capabilities,
+        "embedding_size": model.embedding_size,
     }
     return {
         "id": model.id,
