@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.models.gguf import Header
 
 _BERT = "bert"
-_MODERN_BERT = "modern-bert"
+_WITH_SOFTMAX = ("qwen3", "qwen3vl")
 _YES_OR_NO = ["yes", "no"]
 
 
@@ -35,6 +35,7 @@ class ModelKind(msgspec.Struct, frozen=True):
     """What to do with the model. Without a pooling it generates."""
 
     pooling: PoolingType = PoolingType.NONE
+    gives_probabilities: bool = False  # a reranker whose scores llama.cpp puts through a softmax
 
     @property
     def generates(self) -> bool:
@@ -60,7 +61,7 @@ def model_kind(header: Header, pooling: Pooling = "auto") -> ModelKind:
     obstacle = _no_reranker(header)
     if stated == PoolingType.RANK or _has_classifier(header):
         if obstacle is None:
-            return ModelKind(PoolingType.RANK)
+            return ModelKind(PoolingType.RANK, prefix in _WITH_SOFTMAX)
         if stated in (None, PoolingType.NONE, PoolingType.RANK):
             raise ModelLoadError(
                 f"{header.path} is a classifier, and not one that reranks: {obstacle}; --pooling mean or cls serves "
@@ -74,14 +75,6 @@ def model_kind(header: Header, pooling: Pooling = "auto") -> ModelKind:
             "--pooling mean, cls or last, as its model card has it"
         )
     return ModelKind()
-
-
-def has_double_separator(architecture: str) -> bool:
-    """Return whether a pair has both EOS and SEP between its parts, as RoBERTa's has, when the file asks for both.
-
-    ModernBERT's files ask for both, too, but for the same token, of which its pairs have one.
-    """
-    return architecture != _MODERN_BERT
 
 
 def _has_classifier(header: Header) -> bool:

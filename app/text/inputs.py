@@ -8,7 +8,6 @@ import numpy as np
 
 from app.errors import PromptRefusedError
 from app.messages import RenderedInputs, RenderInputs, RenderPairs
-from app.models.kind import has_double_separator
 from app.text.tokenize import MAX_PROMPT_BYTES
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ class InputRenderer:
         self._vocabulary = model.vocabulary
         self._tokenizer = tokenizer
         self._template = model.rerank_template
-        self._double_separator = has_double_separator(model.architecture)
 
     def rendered(self, request: RenderInputs | RenderPairs) -> RenderedInputs:
         """Return the tokens of each input. Raises PromptRefusedError that names the one that is too large."""
@@ -67,5 +65,4 @@ class InputRenderer:
         end = vocabulary.eos if vocabulary.eos is not None else vocabulary.sep
         eos = [end] if vocabulary.adds_eos and end is not None else []
         sep = [vocabulary.sep] if vocabulary.adds_sep and vocabulary.sep is not None else []
-        between = eos + sep if self._double_separator or not eos else eos
-        return np.concatenate([bos, query, between, document, eos]).astype(np.int32)
+        return np.concatenate([bos, query, eos, sep, document, eos]).astype(np.int32)

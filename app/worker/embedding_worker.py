@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _FALLBACK_CONTEXT = 512  # for files that don't say what the model was trained for
 _LONGEST_LABELS = 1024  # classes of a classifier whose names are looked at
-_SOFTMAX_ARCHITECTURES = ("qwen3", "qwen3vl")  # whose rerankers' scores llama.cpp makes probabilities
 
 
 def kind_of(command: LoadModel) -> ModelKind:
@@ -57,7 +56,7 @@ class EmbeddingWorker:
             self._model.vocabulary.size,
             self._context.size,
             reranks=kind.reranks,
-            gives_probabilities=self._model.architecture in _SOFTMAX_ARCHITECTURES,
+            gives_probabilities=kind.gives_probabilities,
         )
         self.engine = EmbeddingEngine(
             self._context,

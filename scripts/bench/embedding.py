@@ -77,8 +77,8 @@ def model_name(server: Server) -> str:
         return str(json.load(response)["data"][0]["id"])
 
 
-def embed(server: Server, model: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return the embeddings of the texts, shape (texts, size)."""
+def embed(server: Server, model: str, texts: Sequence[str | list[int]]) -> npt.NDArray[np.float32]:
+    """Return the embeddings of the texts, or of their token ids, shape (texts, size)."""
     body = {"model": model, "input": list(texts), "encoding_format": "base64"}
     data = post(server, "/v1/embeddings", body)["data"]
     return np.stack([np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in data])
