@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from quantize.pipeline import quantize
 from tests.quantize import test_family_bert as bert
 from tests.quantize import test_family_xlm_roberta as xlm_roberta
+from tests.quantize.encoder_files import TOKENS
 
 SIZE = bert.HIDDEN
 CONTEXT = bert.POSITIONS
-CAT, CLS, SEP = bert.TOKENS.index("cat"), bert.TOKENS.index("[CLS]"), bert.TOKENS.index("[SEP]")
+CAT, CLS, SEP = (TOKENS.index(text) for text in ("cat", "[CLS]", "[SEP]"))
 
 
 def write_embedder(folder: Path) -> Path:
@@ -34,7 +36,7 @@ def write_reranker(folder: Path) -> Path:
         "classifier__out_proj__weight": (1, hidden),
         "classifier__out_proj__bias": (1,),
     }
-    fields = {"architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    fields: dict[str, Any] = {"architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
     source = xlm_roberta.make(folder / "Reranker", xlm_roberta.weights_of("roberta.", **head), **fields)
     return _quantized(source, folder / "reranker.gguf")
 
