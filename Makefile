@@ -17,7 +17,7 @@ RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 KERNELS := $(wildcard quantize/native/*.c quantize/native/*.h)
 
-.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine bench-api prove-scheduler prove-grammars prove-kernels bench-quantize clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine bench-api bench-embeddings prove-scheduler prove-grammars prove-kernels bench-quantize clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,11 @@ bench-engine: $(DEV) ## measure the engine against llama-server (LLAMA_SERVER) u
 
 bench-api: $(DEV) ## measure what an event costs the API process, alone on a core
 	@$(PYTHON) scripts/bench_api.py
+
+bench-embeddings: $(DEV) ## compare embeddings and their speed with llama-server's (its path in LLAMA_SERVER): MODEL=<GGUF>
+	@[ -f "$(MODEL)" ] || { echo "say which: make bench-embeddings MODEL=<GGUF of an embedding model>" >&2; exit 2; }
+	@$(PYTHON) scripts/compare_embeddings.py "$(MODEL)"
+	@$(PYTHON) scripts/bench_embeddings.py "$(MODEL)"
 
 prove-scheduler: $(DEV) ## try 100,000 random histories of the scheduler
 	@PESTLE_SCHEDULES=100000 $(PYTHON) -m pytest -q -o timeout=0 tests/property/test_scheduler.py

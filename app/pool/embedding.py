@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app.errors import ContextLengthError, RequestError, WrongModelError
-from app.messages import Capability, Embed, RenderInputs, RenderPairs
+from app.messages import MAX_FRAME_BYTES, Capability, Embed, RenderInputs, RenderPairs
 from app.pool.context_check import check_ids, token_bytes
 from app.pool.request import EmbeddingRequest, GenerationRequest, ModelInfo, Pairs
 from app.pool.text_client import TextClient
 
-_TOKEN_BYTES = 4
+_TOKEN_BYTES = _NUMBER_BYTES = 4
 _ROUTES: dict[Capability, str] = {
     "chat": "POST /v1/chat/completions",
     "completion": "POST /v1/completions",
@@ -51,6 +51,7 @@ async def embed_command(
             f"'dimensions' is {request.dimensions}, and this model's embeddings have {size}: send {size} or less",
             param="dimensions",
         )
+    _check_size(request, request.dimensions or size)
     inputs = await _tokens(request, text, number(), vocabulary_size)
     for index, tokens in enumerate(inputs):
         _check_length(len(tokens) // _TOKEN_BYTES, model.context_length, _input_name(request, index))
@@ -81,6 +82,18 @@ async def _tokens(request: EmbeddingRequest, text: TextClient, number: int, voca
         check_ids(ids, vocabulary_size, _input_name(request, index))
         found.append(token_bytes(ids))
     return found
+
+
+def _check_size(request: EmbeddingRequest, size: int) -> None:
+    """Raise RequestError when the answer would be larger than a frame may be, with room to spare."""
+    if isinstance(request.inputs, Pairs):
+        return
+    most = MAX_FRAME_BYTES // 2 // (size * _NUMBER_BYTES)
+    if len(request.inputs) > most:
+        raise RequestError(
+            f"'input' has {len(request.inputs)} inputs, for embeddings of {size} numbers each: send at most {most}",
+            param="input",
+        )
 
 
 def _check_length(count: int, context_length: int, param: str) -> None:

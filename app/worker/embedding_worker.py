@@ -82,11 +82,19 @@ class EmbeddingWorker:
             self._kind.pooling,
             context_length=context_length,
             batch_tokens=command.batch_size,
-            sequences=1 if command.deterministic else min(MAX_SEQUENCES, command.batch_size),
+            sequences=self._sequences(),
             threads=thread_count(command.threads),
             cache_type=command.cache_type,
             flash_attention=command.flash_attention,
         )
+
+    def _sequences(self) -> int:
+        """Return how many texts a batch may have."""
+        if self._command.deterministic:
+            return 1
+        if self._model.has_recurrent_state:  # memory for each of them
+            return self._command.slots
+        return min(MAX_SEQUENCES, self._command.batch_size)
 
     def _new_hello(self, seconds: float) -> Hello:
         command, model, context = self._command, self._model, self._context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import typing
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from openai.types import CreateEmbeddingResponse, embedding_create_params
 
 from app.errors import RequestError, UnknownFieldError, UnsupportedFieldError
-from app.pool.request import Pairs
+from app.pool.embedding import embed_command
+from app.pool.request import ModelInfo, Pairs
+from app.pool.text_client import TextClient
 from app.server.schema import embedding_fields as fields
 from app.server.schema.embeddings import (
     EmbeddingsRequest,
@@ -147,6 +150,14 @@ def test_refused_fields_of_a_ranking(name: str) -> None:
     with pytest.raises(UnsupportedFieldError) as caught:
         decode_rerank(rerank(**{name: 5}))
     assert caught.value.param == name
+
+
+def test_an_answer_that_no_frame_could_hold_is_refused_before_anything_is_computed() -> None:
+    model = ModelInfo(id="m", created=0, context_length=8, capabilities=("embeddings",), embedding_size=8192)
+    request = decode_embeddings(embeddings(input=["a"] * 2048)).embedding_request("r")
+    with pytest.raises(RequestError, match="send at most 1024") as caught:
+        asyncio.run(embed_command(request, TextClient(1.0), iter(range(9)).__next__, model, 100))
+    assert caught.value.param == "input"
 
 
 def test_fields_without_effect_are_named() -> None:
