@@ -25,7 +25,7 @@ from app.llama.library import build_name
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize.native import hard_inputs
 from quantize.native.encoder import KERNELS, has_kernel
-from quantize.native.library import LEVELS, Library, open_library
+from quantize.native.library import Library, open_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,12 +41,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
-    best = open_library()
-    if best is None:
+    libraries = open_libraries()
+    if not libraries:
         print("there is no library that this machine can run: see quantize/native", file=sys.stderr)
         return 2
-    libraries = [library for level in range(best.level + 1) if (library := open_library(best.path, level)) is not None]
-    names = [LEVELS[library.level] for library in libraries]
+    names = [library.name for library in libraries]
     rows = int(asked.megabytes * 1e6 / 4 / WIDTH)
     (_, piece), = hard_inputs.pieces(1, rows * WIDTH, (hard_inputs.bf16,))  # fmt: skip
     lines = [
@@ -71,7 +70,7 @@ def main() -> int:
     return 0
 
 
-def _row(name: str, weighted: bool, rows: hard_inputs.Weights, libraries: list[Library], runs: int) -> str:
+def _row(name: str, weighted: bool, rows: hard_inputs.Weights, libraries: tuple[Library, ...], runs: int) -> str:
     number = TENSOR_TYPE_NUMBERS[name]
     columns = hard_inputs.importance(1, WIDTH) if weighted else None
     outs = [np.zeros(len(rows) * quantizer.row_bytes(number, WIDTH), np.uint8) for _ in range(len(libraries) + 1)]

@@ -35,8 +35,8 @@ INLINE void sum_candidate_iq4(
     for (int i = 0; i < BLOCK; ++i)
         for (int u = 0; u < UNITS; ++u) {
             const floats value = nearest_in(values_iq4, factor[u] * x[i][u]), weighed = w[i][u] * value;
-            sum_qx[u] += weighed * x[i][u];
-            sum_q2[u] += weighed * value;
+            sum_qx[u] = plus_product(sum_qx[u], weighed, x[i][u]);
+            sum_q2[u] = plus_product(sum_q2[u], weighed, value);
         }
 }
 

@@ -20,5 +20,7 @@ typedef struct {
 // Returns how many weights the reference has done, or -1 for a type that is not among those here.
 int64_t encode_sse2(const Work *work);
 int64_t encode_avx2(const Work *work);
+int64_t encode_neon(const Work *work);
+int64_t encode_neon_fused(const Work *work);
 
 #endif

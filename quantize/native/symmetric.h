@@ -2,8 +2,7 @@
 #ifndef PESTLE_SYMMETRIC_H
 #define PESTLE_SYMMETRIC_H
 
-#include "lanes.h"
-#include "scalar.h"
+#include "sums.h"
 
 #define BLOCK16 16
 #define GROUPS16 16              // blocks a superblock
@@ -38,13 +37,13 @@ INLINE void weigh_columns16(const float *importance, float sigma2, Weights16 *we
     for (int i = 0; i < BLOCK16; ++i)
         for (int u = 0; u < UNITS16; ++u) {
             const floats x = weights->x[i][u];
-            weights->w[i][u] = weights->w[i][u] * root(splat(sigma2) + x * x);
+            weights->w[i][u] = weights->w[i][u] * root(plus_product(splat(sigma2), x, x));
         }
 }
 
 INLINE float sum_of_squares(const float *x) {
     float sum = 0;
-    for (int i = 0; i < SUPERBLOCK; ++i) sum += x[i] * x[i];
+    for (int i = 0; i < SUPERBLOCK; ++i) sum = plus_product(sum, x[i], x[i]);
     return sum;
 }
 
@@ -74,8 +73,8 @@ INLINE void sum_candidate16(
     for (int i = 0; i < BLOCK16; ++i)
         for (int u = 0; u < UNITS16; ++u) {
             const floats level = within(nearest(factor[u] * weights->x[i][u]), (float)-top, (float)(top - 1));
-            sum_lx[u] += weights->wx[i][u] * level;
-            sum_l2[u] += weights->w[i][u] * level * level;
+            sum_lx[u] = plus_product(sum_lx[u], weights->wx[i][u], level);
+            sum_l2[u] = plus_product(sum_l2[u], weights->w[i][u] * level, level);
         }
 }
 
@@ -91,7 +90,7 @@ INLINE void search_symmetric(const Weights16 *weights, const floats extreme[UNIT
     }
     for (int step = -TRIES16; step <= TRIES16; ++step) {
         if (step == 0) continue;
-        for (int u = 0; u < UNITS16; ++u) factor[u] = splat(-((float)top + 0.1f * (float)step)) / extreme[u];
+        for (int u = 0; u < UNITS16; ++u) factor[u] = splat(-plus_product((float)top, 0.1f, (float)step)) / extreme[u];
         sum_candidate16(weights, factor, top, sum_lx, sum_l2);
         for (int u = 0; u < UNITS16; ++u) {
             const floats better = both(less(zero, sum_l2[u]), less(best[u] * sum_l2[u], square(sum_lx[u])));
