@@ -25,7 +25,10 @@ FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-f
 SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 KERNELS = {  # by what the compiler says of its target: what kernels.c is compiled with, once for each variant
     "x86_64": (("-DENCODE=encode_sse2",), ("-mavx2", "-DENCODE=encode_avx2")),
-    "aarch64": (("-DENCODE=encode_neon",), ("-DFUSED", "-DENCODE=encode_neon_fused")),
+    "aarch64": (
+        ("-DENCODE=encode_neon",),
+        *((f"-DFUSED={version}", f"-DENCODE=encode_neon_fused_{version}") for version in (14, 16, 19)),
+    ),
 }
 
 

@@ -68,7 +68,8 @@ INLINE void start_with_extent(
         for (int u = 0; u < UNITS; ++u) {
             const floats level = within(nearest(lane[u].factor * (x[i][u] - lane[u].minimum)), 0, top);
             const floats off = plus_product(lane[u].minimum, lane[u].scale, level) - x[i][u];
-            error[u] = plus_product(error[u], w[i][u], candidates.squared ? square(off) : absolute(off));
+            const floats loss = candidates.squared ? square(off) : absolute(off);
+            error[u] = plus_product_if(FUSES_FIRST_ERRORS, error[u], w[i][u], loss);
         }
     for (int u = 0; u < UNITS; ++u) lane[u].error = error[u];
 }
@@ -112,9 +113,9 @@ INLINE void try_candidate(
         for (int u = 0; u < UNITS; ++u) {
             level[i][u] = within(nearest(factor[u] * (x[i][u] - base[u])), 0, top);
             const floats weighed = w[i][u] * level[i][u];
-            sum_l[u] = plus_product(sum_l[u], w[i][u], level[i][u]);
-            sum_l2[u] = plus_product(sum_l2[u], weighed, level[i][u]);
-            sum_xl[u] = plus_product(sum_xl[u], weighed, x[i][u]);
+            sum_l[u] += weighed; // these three are never fused
+            sum_l2[u] += weighed * level[i][u];
+            sum_xl[u] += weighed * x[i][u];
         }
     for (int u = 0; u < UNITS; ++u) {
         fit(&lane[u], sum_l[u], sum_l2[u], sum_xl[u], &scale[u], &minimum[u], &exists[u]);

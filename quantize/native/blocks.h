@@ -43,11 +43,14 @@ INLINE void weigh_columns(const floats x[BLOCK][UNITS], const floats sigma2[UNIT
         for (int u = 0; u < UNITS; ++u) w[i][u] = w[i][u] * root(plus_product(sigma2[u], x[i][u], x[i][u]));
 }
 
-INLINE void weigh_by_importance(const Group *group, const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS]) {
+// `fuses`: whether the sum of the squares is fused.
+INLINE void weigh_by_importance(
+    const Group *group, const floats x[BLOCK][UNITS], bool fuses, floats w[BLOCK][UNITS]
+) {
     float squares[GROUP] = {0};
     floats sigma2[UNITS];
     for (int i = 0; i < SUPERBLOCK; ++i) // in this order, which is the reference's: one sum for each superblock
-        for (int s = 0; s < GROUP; ++s) squares[s] = plus_product(squares[s], group->x[s][i], group->x[s][i]);
+        for (int s = 0; s < GROUP; ++s) squares[s] = plus_product_if(fuses, squares[s], group->x[s][i], group->x[s][i]);
     for (int u = 0; u < UNITS; ++u) sigma2[u] = splat(2 * squares[u * LANES / GROUPS] / SUPERBLOCK);
     load_group(group->importance, w);
     weigh_columns(x, sigma2, w);

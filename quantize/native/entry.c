@@ -11,8 +11,11 @@ typedef struct {
 } Level;
 
 #ifdef __aarch64__
-static const Level levels[] = {{"neon", encode_neon}, {"neon fused", encode_neon_fused}};
-static int count_levels(void) { return 2; }
+static const Level levels[] = {
+    {"neon", encode_neon}, {"neon fused 14", encode_neon_fused_14}, {"neon fused 16", encode_neon_fused_16},
+    {"neon fused 19", encode_neon_fused_19},
+};
+static int count_levels(void) { return (int)(sizeof levels / sizeof *levels); }
 #else
 static const Level levels[] = {{"sse2", encode_sse2}, {"avx2", encode_avx2}};
 static int count_levels(void) { return __builtin_cpu_supports("avx2") ? 2 : 1; }
@@ -56,5 +59,6 @@ EXPORTED int64_t pestle_encode(
     const float *importance, Reference reference
 ) {
     const Work work = {type, x, out, rows, row_weights, importance, reference};
-    return source == SOURCE_F32 ? levels[level].encode(&work) : encode_widened(&levels[level], &work, source, x, row_bytes);
+    if (source == SOURCE_F32) return levels[level].encode(&work);
+    return encode_widened(&levels[level], &work, source, x, row_bytes);
 }

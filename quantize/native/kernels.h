@@ -21,6 +21,8 @@ typedef struct {
 int64_t encode_sse2(const Work *work);
 int64_t encode_avx2(const Work *work);
 int64_t encode_neon(const Work *work);
-int64_t encode_neon_fused(const Work *work);
+int64_t encode_neon_fused_14(const Work *work);
+int64_t encode_neon_fused_16(const Work *work);
+int64_t encode_neon_fused_19(const Work *work);
 
 #endif

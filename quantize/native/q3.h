@@ -98,12 +98,12 @@ INLINE int cut_scale3(float level) {
     return rounded < -32 ? -32 : rounded > 31 ? 31 : rounded;
 }
 
-INLINE Sums3 sum_scales3(const float scales[GROUPS16], const float weights[GROUPS16], float factor) {
+INLINE Sums3 sum_scales3(const float scales[GROUPS16], const float weights[GROUPS16], float factor, bool fuses) {
     Sums3 sums = {0, 0};
     for (int j = 0; j < GROUPS16; ++j) {
         const float level = (float)cut_scale3(factor * scales[j]);
-        sums.lx = plus_product(sums.lx, weights[j] * scales[j], level);
-        sums.l2 = plus_product(sums.l2, weights[j] * level, level);
+        sums.lx = plus_product_if(fuses, sums.lx, weights[j] * scales[j], level);
+        sums.l2 = plus_product_if(fuses, sums.l2, weights[j] * level, level);
     }
     return sums;
 }
@@ -114,12 +114,12 @@ INLINE float fit_scales3(const float scales[GROUPS16], const float weights[GROUP
     memset(levels, 0, GROUPS16);
     if (fabsf(extreme) < TINY_GROUP) return 0;
     float kept = -32 / extreme;
-    Sums3 sums = sum_scales3(scales, weights, kept);
+    Sums3 sums = sum_scales3(scales, weights, kept, FUSES_FIRST_SUMS);
     float unit = sums.l2 != 0 ? sums.lx / sums.l2 : 0, best = unit * sums.lx;
     for (int step = -TRIES16; step <= TRIES16; ++step) {
         if (step == 0) continue;
         const float factor = -plus_product(32.0f, 0.1f, (float)step) / extreme;
-        sums = sum_scales3(scales, weights, factor);
+        sums = sum_scales3(scales, weights, factor, true);
         if (!(sums.l2 > 0 && sums.lx * sums.lx > best * sums.l2)) continue;
         unit = sums.lx / sums.l2, best = unit * sums.lx, kept = factor;
     }

@@ -52,7 +52,7 @@ INLINE float trial_loss(const Fit *fit, float factor) {
     for (int j = 0; j < fit->count; ++j) {
         const float level = (float)cut_level(fit, factor * fit->values[j]);
         const float off = minus_product(fit->values[j], unit, level);
-        loss = plus_product(loss, fit->weights[j] * off, off);
+        loss = plus_product_if(FUSES_FITS, loss, fit->weights[j] * off, off);
     }
     return loss;
 }
@@ -64,7 +64,7 @@ INLINE float find_factor(const Fit *fit, float largest) {
     for (int j = 0; j < fit->count; ++j) {
         const float level = (float)(uint8_t)nearest_wrapped(best * fit->values[j]);
         const float off = minus_product(fit->values[j], unit, level);
-        least_loss = plus_product(least_loss, fit->weights[j] * off, off);
+        least_loss = plus_product_if(FUSES_FITS, least_loss, fit->weights[j] * off, off);
     }
     for (int step = -4; step <= 4; ++step) {
         if (step == 0) continue;
@@ -106,8 +106,8 @@ INLINE float fit_levels(const Fit *fit, uint8_t *levels) {
         const int level = cut_level(fit, factor * fit->values[j]);
         const float weight = fit->weights[j], whole = (float)level; // before it becomes a byte
         levels[j] = (uint8_t)level;
-        sum_lx = plus_product(sum_lx, weight * fit->values[j], whole);
-        sum_l2 = plus_product(sum_l2, weight * whole, whole);
+        sum_lx = plus_product_if(FUSES_FITS, sum_lx, weight * fit->values[j], whole);
+        sum_l2 = plus_product_if(FUSES_FITS, sum_l2, weight * whole, whole);
     }
     for (int round = 0; round < 5 && refine_levels(fit, levels, &sum_lx, &sum_l2); ++round) {}
     return sum_l2 > 0 ? sum_lx / sum_l2 : 0;
