@@ -3,11 +3,10 @@
 #include "widen.h"
 
 #define EXPORTED __attribute__((visibility("default")))
-#define STRIP 4096 // weights that are widened at once: they stay in the nearest cache
 
 typedef struct {
     const char *name;
-    int64_t (*encode)(const Work *);
+    Encode *encode;
 } Level;
 
 #ifdef __aarch64__
@@ -25,40 +24,12 @@ static int count_levels(void) { return __builtin_cpu_supports("avx2") ? 2 : 1; }
 // same bytes; on arm64 they are for different builds of the reference.
 EXPORTED const char *pestle_level(int level) { return level >= 0 && level < count_levels() ? levels[level].name : 0; }
 
-// Widens some weights of one row, or of whole rows, and encodes them.
-static int64_t encode_strip(const Level *level, Work work, int source, const void *from, int64_t first) {
-    float strip[STRIP];
-    widen(source, from, first, work.rows * work.row_weights, strip);
-    work.x = strip;
-    return level->encode(&work);
-}
-
-// `row_bytes` is what a row takes in the output.
-static int64_t encode_widened(const Level *level, const Work *all, int source, const void *from, int64_t row_bytes) {
-    const int64_t at_once = all->row_weights <= STRIP ? STRIP / all->row_weights : 1;
-    int64_t asked = 0;
-    for (int64_t row = 0; row < all->rows; row += at_once)
-        for (int64_t column = 0; column < all->row_weights; column += STRIP) {
-            const int64_t left = all->row_weights - column;
-            Work work = *all;
-            work.rows = all->rows - row < at_once ? all->rows - row : at_once;
-            work.row_weights = left < STRIP ? left : STRIP;
-            work.out = all->out + row * row_bytes + column * row_bytes / all->row_weights;
-            work.importance = all->importance ? all->importance + column : 0;
-            const int64_t done = encode_strip(level, work, source, from, row * all->row_weights + column);
-            if (done < 0) return done;
-            asked += done;
-        }
-    return asked;
-}
-
-// Quantizes rows of whole blocks of a source type (see widen.h). Returns how many weights the reference has done, -1
-// for an unknown type.
+// Quantizes rows of whole blocks. `source` is the type of `x`, one of widen.h; a row takes `row_bytes` in the output.
+// Returns how many weights the reference has done, -1 for an unknown type.
 EXPORTED int64_t pestle_encode(
     int level, int type, int source, const void *x, uint8_t *out, int64_t rows, int64_t row_weights, int64_t row_bytes,
     const float *importance, Reference reference
 ) {
-    const Work work = {type, x, out, rows, row_weights, importance, reference};
-    if (source == SOURCE_F32) return levels[level].encode(&work);
-    return encode_widened(&levels[level], &work, source, x, row_bytes);
+    const Work work = {type, source == SOURCE_F32 ? x : 0, out, rows, row_weights, importance, reference};
+    return levels[level].encode(&work, source, x, row_bytes);
 }
