@@ -1,4 +1,4 @@
-"""Builds for arm64, on another machine: ggml-base in several ways, Pestle's kernels, and a program that compares them."""
+"""Builds for arm64, on any machine: ggml-base in several ways, our kernels, and a program that compares them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Reference:
         return self.compiler.startswith("clang")
 
     def __str__(self) -> str:
+        """Return the command that compiles it."""
         return f"{self.compiler} {self.flags}".strip()
 
 
@@ -43,7 +44,7 @@ def missing_tools(references: Iterable[Reference]) -> list[str]:
 
 
 def build_ggml_base(folder: Path, reference: Reference) -> Path:
-    """Build upstream's library as its own CMake does. Raises `CalledProcessError`, or `UpstreamError` without source."""
+    """Build upstream's library as its own CMake does. Raises `CalledProcessError`, `UpstreamError` without source."""
     build = folder / str(reference).replace(" ", "")
     settings = {
         "CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64", "CMAKE_BUILD_TYPE": "Release",

@@ -2,8 +2,8 @@
 
     python scripts/compile_kernels.py OUT [--sanitize]
 
-CC names the compiler, and with it the processor: `CC=aarch64-linux-gnu-gcc` makes a library for arm64. `--sanitize` makes
-one that checks its memory accesses and its arithmetic; to use it, the program that loads it needs
+CC names the compiler, and with it the processor: `CC=aarch64-linux-gnu-gcc` makes a library for arm64. `--sanitize`
+makes one that checks its memory accesses and its arithmetic; to use it, the program that loads it needs
 LD_PRELOAD="$(cc -print-file-name=libasan.so)". Warnings are printed. Ends with 1, and says why, if there can be no
 library. PESTLE_KERNELS=off leaves it out.
 """

@@ -4,9 +4,9 @@
         [--seed N] [--library FILE] [--threads N]
 
 G gigabytes of f32 weights for each type, with and without an importance matrix, on each instruction set that this
-machine has, each with seeds of its own; a kernel's row is printed when it is done. Stops after S seconds. Ends with 1 if one byte differs, and names the weights:
-generator, seed and instruction set are all that is needed to see it again. `--library` tests another build, such as one
-that checks its own memory accesses.
+machine has, each with seeds of its own; a kernel's row is printed when it is done. Stops after S seconds. Ends with 1
+if one byte differs, and names the weights: generator, seed and instruction set are all that is needed to see it again.
+`--library` tests another build, such as one that checks its own memory accesses.
 """
 
 from __future__ import annotations

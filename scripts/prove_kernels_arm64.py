@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from arm64_builds import (
@@ -94,10 +95,12 @@ class Comparison:
         lines = [line.decode().rstrip("\n").split("\t") for line in self._lines()]
         self._kernels = [(level, Path(path).stem.removeprefix("kernels-")) for path, level in lines]
 
-    def __enter__(self) -> Comparison:
+    def __enter__(self) -> Self:
+        """Return the comparison itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the process."""
         self._process.kill()
         self._process.communicate()
 

@@ -70,7 +70,7 @@ class Library:
 def open_libraries(path: Path = PATH) -> tuple[Library, ...]:
     """Open the library, once for each instruction set that this machine has; the last one is to be preferred.
 
-    On x86-64 the instruction sets give the same bytes. On arm64 they are for ggmls that were compiled in different ways.
+    On x86-64 the instruction sets give the same bytes; on arm64 they are for ggmls that were compiled differently.
     Returns nothing if there is no library, or none that this machine can run.
     """
     try:
