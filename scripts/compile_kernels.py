@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).parent.parent / "quantize" / "native"
@@ -50,14 +51,17 @@ def main() -> int:
     return 0
 
 
-def compile_library(target: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compile into `target`, which is replaced when the new library is whole. Raises `KernelsError`."""
+def compile_library(target: Path, extra: Sequence[str] = (), keep: Path | None = None) -> None:
+    """Compile into `target`, which is replaced when the new library is whole. Raises `KernelsError`.
+
+    `extra` are more flags; `keep` is a folder for the objects, which else are removed.
+    """
     if os.environ.get("PESTLE_KERNELS") == "off":
         raise KernelsError("PESTLE_KERNELS is off")
     compiler = find_compiler()
     units = [("entry.c", ()), *(("kernels.c", flags) for flags in KERNELS[find_target(compiler)])]
     with tempfile.TemporaryDirectory(prefix="pestle-") as folder:
-        objects = [str(Path(folder, f"{number}.o")) for number in range(len(units))]
+        objects = [str(Path(keep or folder, f"{number}.o")) for number in range(len(units))]
         commands = [
             [*compiler, *FLAGS, *flags, *extra, "-c", str(SOURCES / source), "-o", out]
             for out, (source, flags) in zip(objects, units, strict=True)
@@ -92,7 +96,7 @@ def find_target(compiler: list[str]) -> str:
 
 def _run(command: list[str]) -> str:
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise KernelsError(f"{command[0]}: {error}") from error
     if finished.returncode != 0:
