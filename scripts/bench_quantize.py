@@ -96,7 +96,7 @@ Wrote: what the kernel was given to write; upstream's sum has the BF16 file in b
 
 {date}, {machine}, load average {load}; {threads} threads, {runs} runs, alternating.
 Upstream: {upstream}. Library: {build}.
-Again: `python scripts/bench_quantize.py --runs {runs} --threads {threads} --write docs/benchmarks.md`, or, with the kernels
+Again: `python scripts/bench_quantize.py --runs {runs} --threads {threads} --write docs/benchmarks.md`; with the kernels
 and the chart, `make bench-quantize`.
 """
 

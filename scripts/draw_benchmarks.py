@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 from bench_quantize import HEADING
 
 _UPSTREAM = re.compile(r"([\d.]+) \(([\d.]+) \+ ([\d.]+)\)")
-_WIDTH, _LEFT, _RIGHT, _TOP = 720, 190, 70, 58
+_WIDTH, _LEFT, _RIGHT, _TOP = 760, 230, 70, 58
 _BAR, _STEP = 14, 44  # heights: of a bar, of a type's two bars and the space below them
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:14px;font-weight:600}.note{fill:#777}"
