@@ -1,15 +1,16 @@
 """Compare the kernels for arm64 with ggml-base built for arm64, in an emulator, byte for byte.
 
-    python scripts/prove_kernels_arm64.py [--megabytes M] [--type T ...] [--seed N] [--work FOLDER]
+    python scripts/prove_kernels_arm64.py [--megabytes M] [--type T ...] [--ggml COMPILER] [--seed N] [--work FOLDER]
 
 ggml-base is built from the source of the llama.cpp that is installed here (PESTLE_LLAMA_CPP names it, else it is
-downloaded): by GCC without contraction; by Clang as it is by default, which fuses a product with a sum where one
-expression has both; by GCC as it is by default, which fuses wherever it can. The kernels are built by GCC and by Clang.
-M megabytes of weights, counted in f32 and given as f32, f16 and bf16, go to each ggml-base and to all kernels.
+downloaded): by GCC without contraction; by versions of Clang as they are by default, which fuse a product with a sum
+where one expression has both; by GCC as it is by default, which fuses wherever it can. `--ggml` takes one of them only.
+The kernels are built by GCC and by Clang. M megabytes of weights, counted in f32 and given as f32, f16 and bf16, go to
+each ggml-base and to all kernels.
 
-Ends with 1 if kernels that are meant for one of the first two give one other byte than it. For the third the rows show
-what the self-check would find there. Needs gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, clang, qemu-user, cmake and
-ninja-build (the names of Debian's packages).
+Ends with 1 if kernels that are meant for a ggml-base give one other byte than it. For GCC's default there are none: the
+rows show what the self-check would find there. Needs gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, clang, the versions
+of Clang that are named below, qemu-user, cmake and ninja-build (the names of Debian's packages).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ REFERENCES = (
 )
 ROWS = 13
 WIDTHS = (256, 768, 5376)  # the last one is more than is widened at once
+SEEDS = 3 << 32  # apart
 SHORT_BLOCKS = ("q8_0", "q4_0", "iq4_nl")
 SOURCES = ("f32", "bf16", "f32", "f16")
 
@@ -57,10 +59,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=float, default=100)
     parser.add_argument("--type", choices=KERNELS, nargs="*", default=KERNELS)
+    parser.add_argument("--ggml", metavar="COMPILER", help=", ".join(map(str, REFERENCES)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="build there, and keep it")
     asked = parser.parse_args()
-    if missing := missing_tools(REFERENCES):
+    references = [reference for reference in REFERENCES if asked.ggml in {None, str(reference)}]
+    if not references:
+        parser.error(f"--ggml takes one of {', '.join(map(str, REFERENCES))}")
+    if missing := missing_tools(references):
         print(f"not installed: {', '.join(missing)}", file=sys.stderr)
         return 2
     kinds = [(name, weighted) for name, weighted in itertools.product(asked.type, (False, True))
@@ -74,12 +80,12 @@ def main() -> int:
             comparer = build_comparer(work)
             print("| ggml-base | type | importance | MB | kernels | left to ggml | differing bytes |")
             print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-            for reference in REFERENCES:
+            for reference in references:
                 command = emulated(comparer, build_ggml_base(work, reference), *kernels)
                 with Comparison(reference, command) as comparison:
                     for seed, (name, weighted) in enumerate(kinds, asked.seed):
                         weights = int(asked.megabytes * 1e6 / 4 / len(kinds))
-                        passed &= comparison.compare(name, seed << 32, weights, weighted=weighted)
+                        passed &= comparison.compare(name, seed * SEEDS, weights, weighted=weighted)
         except (UpstreamError, subprocess.CalledProcessError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 3
@@ -144,15 +150,10 @@ def requests(name: str, seed: int, *, weighted: bool) -> Iterator[tuple[bytes, i
     for place, (_, piece) in enumerate(hard_inputs.pieces(seed, ROWS * width)):
         source = SOURCES[(seed + place) % len(SOURCES)]
         numbers = TENSOR_TYPE_NUMBERS[name], TENSOR_TYPE_NUMBERS[source], ROWS, width, int(weighted)
-        yield np.array(numbers, np.int64).tobytes() + importance + stored(piece, source), piece.size
-
-
-def stored(weights: hard_inputs.Weights, source: str) -> bytes:
-    """Return the bytes of weights as a checkpoint of that type has them."""
-    if source == "bf16":
-        return (weights.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    with np.errstate(all="ignore"):
-        return weights.astype(np.float16 if source == "f16" else np.float32).tobytes()
+        yield (
+            np.array(numbers, np.int64).tobytes() + importance + hard_inputs.as_stored(piece, source).tobytes(),
+            piece.size,
+        )
 
 
 if __name__ == "__main__":
