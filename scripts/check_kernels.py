@@ -28,6 +28,23 @@ from compile_kernels import SANITIZED, KernelsError, compile_library
 SCRIPTS = Path(__file__).parent
 COMPILERS = ("gcc", "clang", "aarch64-linux-gnu-gcc", "clang --target=aarch64-linux-gnu")
 COUNTING = ("-O0", "--coverage")
+_UNKNOWN = """
+import sys
+from pathlib import Path
+import numpy as np
+from app.llama import quantizer
+from app.models.gguf_types import TENSOR_TYPE_NUMBERS
+from quantize.native.library import open_libraries
+number, refused = TENSOR_TYPE_NUMBERS["iq1_s"], 0
+for library in open_libraries(Path(sys.argv[1])):
+    for source, dtype in (("f32", np.float32), ("bf16", np.uint16)):
+        out = np.zeros(quantizer.row_bytes(number, 256), np.uint8)
+        try:
+            library.encode_rows(number, np.zeros((1, 256), dtype), out, source=TENSOR_TYPE_NUMBERS[source])
+        except ValueError:
+            refused += 1
+sys.exit(refused != 2 * len(open_libraries(Path(sys.argv[1]))))
+"""
 
 
 def main() -> int:
@@ -76,7 +93,7 @@ def is_covered(work: Path, gigabytes: float) -> bool:
     objects.mkdir()
     library = work / "counting.so"
     compile_library(library, COUNTING, objects)
-    passed = compares(library, gigabytes, {})
+    passed = compares(library, gigabytes, {}) and refuses(library)
     for counts in objects.glob("*.gcda"):
         subprocess.run(["gcov", "--json-format", "--branch-probabilities", counts.name], cwd=objects, check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
@@ -115,6 +132,11 @@ def compares(library: Path, gigabytes: float, environment: dict[str, str]) -> bo
             print(done.stdout[-2000:], done.stderr[-4000:])
             return False
     return True
+
+
+def refuses(library: Path) -> bool:
+    """Tell whether each instruction set refuses a type that it has no kernel for."""
+    return subprocess.run([sys.executable, "-c", _UNKNOWN, str(library)], check=False).returncode == 0
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 
 enum { SOURCE_F32 = 0, SOURCE_F16 = 1, SOURCE_BF16 = 30 }; // ggml's numbers
 
-// A half's exponent is 112 less than that of a float, which a multiplication puts right for subnormal ones, too. What is
-// not a number becomes a quiet one, as in ggml. Without branches, so that compilers make vectors of it.
+// A half's exponent is 112 less than that of a float, which a multiplication puts right for subnormal ones, too. What
+// is not a number becomes a quiet one, as in ggml. Without branches, so that compilers make vectors of it.
 INLINE float widened_half(uint16_t half) {
     const uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = (uint32_t)(half & 0x7FFF) << 13;
     const uint32_t special = 0u - (magnitude >> 23 >= 31), quiet = (uint32_t)(magnitude > 0x0F800000) << 22;
