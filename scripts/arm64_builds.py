@@ -21,11 +21,15 @@ _PARTS = ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER")
 
 @dataclass(frozen=True)
 class Reference:
-    """A ggml-base: its C compiler and flags, and the kernels that must give its bytes (None: none need to)."""
+    """A ggml-base: its C compiler and flags, and the kernels that must give its bytes (None: none need to).
+
+    `but` are types, and whether with an importance matrix, that no kernels of ours encode as it does.
+    """
 
     compiler: str
     flags: str
     kernels: str | None
+    but: tuple[tuple[str, bool], ...] = ()
 
     @property
     def is_clang(self) -> bool:

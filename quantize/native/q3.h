@@ -153,7 +153,7 @@ INLINE bool search_both3(
         return true;
     }
     float sums[GROUPS16];
-    search_symmetric(&weights, extreme, 4, true, found);
+    search_symmetric(&weights, extreme, 4, found);
     for (int u = 0; u < UNITS16; ++u) {
         floats sum = splat(0);
         for (int i = 0; i < BLOCK16; ++i) sum += weights.w[i][u];

@@ -28,7 +28,7 @@ INLINE bool encode_superblock6(const float *x, const float *importance, uint8_t 
     if (importance) load_blocks16(importance, weights.w);
     else weigh_by_square(&weights);
     if (!find_extremes16(&weights, extreme, found.largest)) return false;
-    search_symmetric(&weights, extreme, 32, importance ? FUSES_NEXT_SUMS : true, &found);
+    search_symmetric(&weights, extreme, 32, &found);
     const float largest_scale = largest_by_size(found.scale, GROUPS16);
     if (fabsf(largest_scale) < TINY_GROUP) {
         memset(out, 0, BYTES_Q6_K);

@@ -12,7 +12,6 @@
 #define FUSES_FIRST_ERRORS (FUSED < 16) // of make_qkx2_quants and make_qkx3_quants
 #define FUSES_FITS (FUSED >= 16)        // make_qp_quants
 #define FUSES_FIRST_SUMS (FUSED < 16)   // of make_qx_quants
-#define FUSES_NEXT_SUMS (FUSED < 16)    // of make_qx_quants, for Q6_K with an importance matrix
 #define FUSES_SQUARES (FUSED < 19)      // of a superblock
 
 INLINE float plus_product_scalar(float sum, float a, float b) { return __builtin_fmaf(a, b, sum); }
@@ -23,7 +22,6 @@ INLINE float minus_product_scalar(float sum, float a, float b) { return __builti
 #define FUSES_FIRST_ERRORS false
 #define FUSES_FITS false
 #define FUSES_FIRST_SUMS false
-#define FUSES_NEXT_SUMS false
 #define FUSES_SQUARES false
 
 INLINE float plus_product_scalar(float sum, float a, float b) { return sum + a * b; }

@@ -79,11 +79,8 @@ INLINE void sum_candidate16(
         }
 }
 
-// `fuses`: whether the sums after the first ones are. The weights are at most as large as `extreme`, so that a level is
-// never far outside of its range, -top to top - 1.
-INLINE void search_symmetric(
-    const Weights16 *weights, const floats extreme[UNITS16], int top, bool fuses, Found16 *found
-) {
+// The weights are at most as large as `extreme`, so that a level is never far outside of its range, -top to top - 1.
+INLINE void search_symmetric(const Weights16 *weights, const floats extreme[UNITS16], int top, Found16 *found) {
     floats factor[UNITS16], scale[UNITS16], best[UNITS16], kept[UNITS16], sum_lx[UNITS16], sum_l2[UNITS16];
     const floats zero = splat(0);
     for (int u = 0; u < UNITS16; ++u) factor[u] = kept[u] = splat((float)-top) / extreme[u];
@@ -95,7 +92,7 @@ INLINE void search_symmetric(
     for (int step = -TRIES16; step <= TRIES16; ++step) {
         if (step == 0) continue;
         for (int u = 0; u < UNITS16; ++u) factor[u] = splat(-plus_product((float)top, 0.1f, (float)step)) / extreme[u];
-        sum_candidate16(weights, factor, top, fuses, sum_lx, sum_l2);
+        sum_candidate16(weights, factor, top, true, sum_lx, sum_l2);
         for (int u = 0; u < UNITS16; ++u) {
             const floats better = both(less(zero, sum_l2[u]), less(best[u] * sum_l2[u], square(sum_lx[u])));
             const floats ratio = sum_lx[u] / sum_l2[u];
