@@ -8,9 +8,10 @@ where one expression has both; by GCC as it is by default, which fuses wherever 
 The kernels are built by GCC and by Clang. M megabytes of weights, counted in f32 and given as f32, f16 and bf16, go to
 each ggml-base and to all kernels.
 
-Ends with 1 if kernels that are meant for a ggml-base give one other byte than it. For GCC's default there are none, and
-none for Q6_K with an importance matrix by Clang 16 and later: there the rows show what the self-check finds. Needs gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, clang, the versions
-of Clang that are named below, qemu-user, cmake and ninja-build (the names of Debian's packages).
+Ends with 1 if kernels that are meant for a ggml-base give one other byte than it. There are none for GCC's default, nor
+for Q6_K with an importance matrix by Clang 16 and later: the rows show what the self-check finds there. Needs
+gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, clang, the versions of Clang that are named below, qemu-user, cmake and
+ninja-build (the names of Debian's packages).
 """
 
 from __future__ import annotations
