@@ -91,6 +91,9 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     parameters: int = 0
     model_bytes: int = 0
     has_chat_template: bool = False
+    tool_form: str = "generic"  # how the template's model writes tool calls: a name of app.chat.formats
+    reasoning_marks: tuple[str, str] | None = None  # what its reasoning begins and ends with
+    template_variables: list[str] = []  # what clients may set, of what the template looks at
     library_build: str = ""
     device: str = ""
     fingerprint: str = ""  # of all that answers depend on: weights, build, back end, settings; hexadecimal
@@ -112,6 +115,9 @@ class RenderChat(msgspec.Struct, frozen=True, tag="render_chat"):
     messages: list[dict[str, Any]]
     add_generation_prompt: bool = True
     template_arguments: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []  # as clients of OpenAI write them
+    documents: list[dict[str, Any]] = []
+    continue_final_message: bool = False  # the last message is the beginning of the answer
 
 
 class RenderText(msgspec.Struct, frozen=True, tag="render_text"):
@@ -126,6 +132,7 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
 
     request: int
     tokens: bytes  # int32 little-endian ids
+    end: str = ""  # of a chat's text, its last characters: the answer goes on from there
 
 
 class RenderInputs(msgspec.Struct, frozen=True, tag="render_inputs"):

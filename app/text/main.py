@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from app.chat.formats import KNOWN_TEMPLATE_VARIABLES, reasoning_marks
 from app.childhood import end_with_parent
 from app.errors import GrammarRefusedError, ModelLoadError, PestleError, PromptRefusedError
 from app.llama.library import build_name
@@ -41,6 +42,7 @@ from app.messages import (
     ToText,
     encode_frame,
 )
+from app.text.chat_renderer import ChatRenderer
 from app.text.inputs import InputRenderer
 from app.text.template import ChatTemplate
 from app.text.tokenize import SMALL_STACK_BYTES, Tokenizer
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 _MEMORY_HEADROOM_BYTES = 2 * 1024 * 1024 * 1024  # over what is mapped after loading; half of it is a large stack
 _RECEIVE_BYTES = 262144
+_END_CHARACTERS = 64  # of a prompt, that tell how its answer begins
 
 
 def main(arguments: list[str]) -> int:
@@ -91,6 +94,7 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
     tokenizer = Tokenizer(model)
     _limit_memory()
     template = ChatTemplate(model.chat_template, model.name or Path(load.path).stem, tokenizer.special_tokens())
+    chats = ChatRenderer(template)
     hello = Hello(
         child="text",
         pid=os.getpid(),
@@ -99,6 +103,9 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
         model_name=model.name,
         architecture=model.architecture,
         has_chat_template=template.refusal is None,
+        tool_form=chats.tool_form,
+        reasoning_marks=reasoning_marks(template.source),
+        template_variables=sorted(template.variables & KNOWN_TEMPLATE_VARIABLES),
         library_build=build_name(),
         load_seconds=time.monotonic() - started,
     )
@@ -112,22 +119,18 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
         elif isinstance(request, RenderInputs | RenderPairs):
             link.sendall(encode_frame(_render_inputs(request, inputs)))
         elif not isinstance(request, LoadModel):
-            link.sendall(encode_frame(_render(request, template, tokenizer)))
+            link.sendall(encode_frame(_render(request, chats, tokenizer)))
 
 
-def _render(request: RenderChat | RenderText, template: ChatTemplate, tokenizer: Tokenizer) -> Rendered | Refused:
+def _render(request: RenderChat | RenderText, chats: ChatRenderer, tokenizer: Tokenizer) -> Rendered | Refused:
     param = "messages" if isinstance(request, RenderChat) else "prompt"
     try:
         if isinstance(request, RenderChat):
-            text = template.render(
-                request.messages,
-                add_generation_prompt=request.add_generation_prompt,
-                arguments=request.template_arguments,
-            )
-            tokens = tokenizer.rendered_chat(text)
+            text = chats.text(request)
+            tokens, end = tokenizer.rendered_chat(text), text[-_END_CHARACTERS:]
         else:
-            tokens = tokenizer.plain(request.text)
-        return Rendered(request.request, tokens.astype("<i4", copy=False).tobytes())
+            tokens, end = tokenizer.plain(request.text), ""
+        return Rendered(request.request, tokens.astype("<i4", copy=False).tobytes(), end)
     except PestleError as error:
         return Refused(request.request, type(error).__name__, error.message, error.param)
     except MemoryError:
