@@ -46,7 +46,10 @@ _CALLING = {
     "content": None,
     "tool_calls": [_call("call00001", "get_weather", '{"place": "Köln", "days": 2}')],
 }
-_TWO_CALLS = {**_CALLING, "tool_calls": [*_CALLING["tool_calls"], _call("call00002", "add_numbers", '{"numbers": [1, 2.5]}')]}
+_TWO_CALLS = {
+    **_CALLING,
+    "tool_calls": [*_CALLING["tool_calls"], _call("call00002", "add_numbers", '{"numbers": [1, 2.5]}')],
+}
 _RESULT = {"role": "tool", "tool_call_id": "call00001", "name": "get_weather", "content": '{"degrees": 21}'}
 _SECOND = {"role": "tool", "tool_call_id": "call00002", "name": "add_numbers", "content": "3.5"}
 _PARTS = {"role": "user", "content": [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]}
@@ -61,7 +64,10 @@ CASES: dict[str, dict[str, Any]] = {
     "tools": {"messages": [_SYSTEM, _ASK], "tools": [WEATHER, SUM]},
     "call": {"messages": [_SYSTEM, _ASK, _CALLING, _RESULT], "tools": [WEATHER, SUM]},
     "two calls": {"messages": [_ASK, _TWO_CALLS, _RESULT, _SECOND], "tools": [WEATHER, SUM]},
-    "after": {"messages": [_ASK, _CALLING, _RESULT, {"role": "assistant", "content": "Warm."}, _HELLO], "tools": [WEATHER]},
+    "after": {
+        "messages": [_ASK, _CALLING, _RESULT, {"role": "assistant", "content": "Warm."}, _HELLO],
+        "tools": [WEATHER],
+    },
     "thinking": {"messages": [_HELLO], "template_arguments": {"enable_thinking": True, "thinking": True}},
     "no thinking": {"messages": [_HELLO], "template_arguments": {"enable_thinking": False, "thinking": False}},
     "documents": {"messages": [_ASK], "documents": [{"title": "Köln", "text": "Sunny."}]},

@@ -81,7 +81,9 @@ class TemplateNeeds:
         needs = self.calls
         after_text, after_call = [_USER, answer, _RESULT], _calling(_OBJECT, None)
         if needs is not None:
-            after_call = _calling(_OBJECT if needs.arguments == "object" else _STRING, None if needs.null_content else "")
+            after_call = _calling(
+                _OBJECT if needs.arguments == "object" else _STRING, None if needs.null_content else ""
+            )
         return any("probe-result" in self._render(messages, [_TOOL]) for messages in (after_call, after_text))
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
