@@ -24,9 +24,9 @@ MAX_DRY_BREAKERS = 8  # each makes the worker look through its vocabulary
 MAX_DRY_BREAKER_BYTES = 40  # llama.cpp cuts longer ones off
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
 Capability = Literal["chat", "completion", "embeddings", "rerank"]
 Pooling = Literal["auto", "mean", "cls", "last"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar", "tool_calls"]
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -162,15 +162,32 @@ class CompileGrammar(msgspec.Struct, frozen=True, tag="compile_grammar"):
 
     request: int
     kind: GrammarKind
-    source: str  # a JSON schema, a regular expression, a JSON array of strings, or Lark or GBNF
+    source: str  # a JSON schema, a regular expression, a JSON array of strings, Lark or GBNF, or a ToolGrammar
     param: str  # the field that errors name
+    prompt_end: str = ""  # as Rendered has it
+
+
+class ToolGrammar(msgspec.Struct, frozen=True):
+    """The source of a grammar of kind "tool_calls", as JSON: calls in the form that the model's template teaches."""
+
+    tools: list[dict[str, Any]]  # those that may be called
+    required: bool  # else calls are held to their form once one has begun
+    parallel: bool  # whether there may be several
+    otherwise: str | None = None  # the JSON schema of an answer that is no call, unless one is required
+
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        """The schemas of the tools' arguments, and of what else there may be."""
+        given = [tool["function"]["parameters"] for tool in self.tools]
+        return given if self.otherwise is None else [*given, msgspec.json.decode(self.otherwise, type=dict[str, Any])]
 
 
 class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
     """A grammar that compiles, in the form that the worker takes."""
 
     request: int
-    grammar: str
+    grammar: str  # empty: calls of this form are not held to it before they have begun, nor after
+    trigger: int | None = None  # the token behind which the grammar begins; None: it holds from the first token on
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -199,6 +216,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     min_tokens: int = 0  # before so many, neither the model's end of text nor stop_tokens are drawn
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     grammar: str | None = None  # as Compiled has it: what the answer is held to
+    trigger: int | None = None  # as Compiled has it
+    shown: tuple[str, ...] = ()  # control tokens that the text shows as they are written
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

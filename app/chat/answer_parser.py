@@ -20,6 +20,7 @@ _MODULES: dict[str, ModuleType] = {
     "qwen_xml": qwen_xml,
     "llama": llama,
     "mistral": mistral,
+    "mistral_args": mistral,
     "gemma": gemma,
     "harmony": harmony,
     "phi": phi,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 ToolForm = Literal[
-    "hermes", "qwen_xml", "llama", "mistral", "gemma", "harmony", "phi", "granite", "lfm2", "generic", "unknown"
+    "hermes", "qwen_xml", "llama", "mistral", "mistral_args", "gemma", "harmony", "phi", "granite", "lfm2", "generic", "unknown"
 ]
 
 # What clients may set in templates (`chat_template_kwargs`).
@@ -22,6 +22,7 @@ KNOWN_TEMPLATE_VARIABLES = TEMPLATE_ARGUMENTS | {"documents", "tools"}
 # What tells a form, the first that is found: all of the texts of a line are in the template.
 _TOOL_SIGNS: tuple[tuple[ToolForm, tuple[str, ...]], ...] = (
     ("harmony", ("<|channel|>", "<|message|>")),
+    ("mistral_args", ("[TOOL_CALLS]", "[ARGS]")),
     ("mistral", ("[TOOL_CALLS]",)),
     ("gemma", ("<|tool_call>",)),
     ("gemma", ("<start_function_call>",)),

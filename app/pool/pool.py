@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -18,9 +18,10 @@ from app.errors import (
     ModelNotFoundError,
     PestleError,
 )
-from app.messages import CompileGrammar, FromText, FromWorker, Generate, Hello, RenderChat, RenderText
+from app.messages import Compiled, CompileGrammar, FromText, FromWorker, Generate, Hello, Rendered, RenderText
 from app.observability.logging import get_logger
 from app.pool.admission import Admission
+from app.pool.chat_request import grammar_asked, render_chat, shown_tokens
 from app.pool.child import python_module
 from app.pool.context_check import answer_tokens, check_ids, token_prompt
 from app.pool.embedding import check_capability, count_tokens, embed_command
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as AbstractSequence
     from pathlib import Path
 
+    from app.chat.formats import ToolForm
     from app.config import ServeSettings
     from app.observability.metrics import Metrics
 
@@ -188,6 +190,9 @@ class Pool:
             fingerprint=worker.fingerprint,
             capabilities=tuple(worker.capabilities),
             embedding_size=worker.embedding_size,
+            tool_form=cast("ToolForm", text.tool_form),
+            reasoning_marks=text.reasoning_marks,
+            template_variables=frozenset(text.template_variables),
             ready=True,
         )
 
@@ -264,14 +269,17 @@ class Pool:
             return
         check_ids(list(request.sampling.logit_bias), self._vocabulary_size, "logit_bias")
         context_length = self._info.context_length
-        grammar = await self._grammar(request)
-        prompts = [await self._tokens(prompt) for prompt in request.prompts]
+        rendered = [await self._rendered(prompt) for prompt in request.prompts]
+        prompts = [prompt.tokens for prompt in rendered]
+        grammar = await self._grammar(request, rendered[0].end)
         budgets = [
             answer_tokens(prompt, tokens, context_length, request)
             for prompt, tokens in zip(request.prompts, prompts, strict=True)
         ]
         self._check_served()
         generation.prompt_tokens = sum(map(len, prompts)) // _BYTES_PER_TOKEN
+        generation.prompt_end = rendered[0].end
+        generation.has_certain_calls = bool(request.tools and grammar and grammar.grammar)
         self._metrics.prompt_tokens.inc(generation.prompt_tokens)
         choices = itertools.product(zip(prompts, budgets, strict=True), range(request.n))
         for index, ((tokens, budget), k) in enumerate(choices):
@@ -295,22 +303,22 @@ class Pool:
         if self._drained:
             raise self._draining_error()
 
-    async def _tokens(self, prompt: Prompt) -> bytes:
+    async def _rendered(self, prompt: Prompt) -> Rendered:
         number = next(self._request_numbers)
         if isinstance(prompt, ChatPrompt):
-            return await self._text.render(RenderChat(number, prompt.messages))
+            return await self._text.render(render_chat(number, prompt))
         if isinstance(prompt, TextPrompt):
             return await self._text.render(RenderText(number, prompt.text))
-        return token_prompt(prompt.tokens, self._vocabulary_size)
+        return Rendered(number, token_prompt(prompt.tokens, self._vocabulary_size))
 
-    async def _grammar(self, request: GenerationRequest) -> str | None:
-        if (asked := request.grammar) is None:
+    async def _grammar(self, request: GenerationRequest, prompt_end: str) -> Compiled | None:
+        if (asked := grammar_asked(request)) is None:
             return None
         number = next(self._request_numbers)
-        return await self._text.compile(CompileGrammar(number, asked.kind, asked.source, asked.param))
+        return await self._text.compile(CompileGrammar(number, asked.kind, asked.source, asked.param, prompt_end))
 
     def _generate(
-        self, request: GenerationRequest, tokens: bytes, budget: int, k: int, grammar: str | None
+        self, request: GenerationRequest, tokens: bytes, budget: int, k: int, grammar: Compiled | None
     ) -> Generate:
         sampling = request.sampling
         seed = 0 if sampling.seed is None and self._load.deterministic else sampling.seed
@@ -329,7 +337,9 @@ class Pool:
             priority=request.priority,
             min_tokens=request.min_tokens,
             stop_tokens=request.stop_tokens,
-            grammar=grammar,
+            grammar=(grammar.grammar or None) if grammar else None,
+            trigger=grammar.trigger if grammar else None,
+            shown=shown_tokens(request, self._info),
         )
 
     # ---- inside ----

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from app.chat.formats import ToolForm
 from app.messages import Capability, GrammarKind, Sampling
 
 
@@ -34,13 +35,21 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str = ""  # of all that the worker's answers depend on
     capabilities: tuple[Capability, ...] = ()
     embedding_size: int = 0  # numbers of one embedding; 0 for models that give none
+    tool_form: ToolForm = "generic"
+    reasoning_marks: tuple[str, str] | None = None
+    template_variables: frozenset[str] = frozenset()  # what clients may set, of what its chat template looks at
     ready: bool = False
 
 
 class ChatPrompt(msgspec.Struct, frozen=True):
-    """Messages for the model's own chat template."""
+    """Messages for the model's own chat template, and what else that gets."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = []
+    documents: list[dict[str, Any]] = []
+    template_arguments: dict[str, Any] = {}
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True):
@@ -66,6 +75,19 @@ class GrammarSource(msgspec.Struct, frozen=True):
     param: str
 
 
+class ToolUse(msgspec.Struct, frozen=True):
+    """What the model may call."""
+
+    tools: list[dict[str, Any]]  # as templates show them
+    required: bool  # whether the answer must be a call
+    parallel: bool  # whether it may be several
+
+    @property
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """The functions' parameters by their names."""
+        return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self.tools}
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`len(prompts) * n` sequences to generate; the index of a choice is `prompt_index * n + k`."""
 
@@ -82,6 +104,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     grammar: GrammarSource | None = None
+    tools: ToolUse | None = None
     max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name
 
     @property

@@ -99,7 +99,7 @@ def _arguments(written: str, needs: CallNeeds | None, message: int, call: int) -
 
 def _call_id(given: str, form: ToolForm) -> str:
     """Return an id that the template accepts: Mistral's refuse all but nine letters and digits."""
-    if form != "mistral" or _MISTRAL_ID.fullmatch(given):
+    if form not in ("mistral", "mistral_args") or _MISTRAL_ID.fullmatch(given):
         return given
     return hashlib.sha256(given.encode("utf-8", "replace")).hexdigest()[:_MISTRAL_ID_LENGTH]
 

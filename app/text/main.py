@@ -50,8 +50,11 @@ from app.text.tokenize import SMALL_STACK_BYTES, Tokenizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from app.chat.formats import ToolForm
     from app.llama.vocab import Vocabulary
     from app.text.grammar_check import GrammarChecker
+
+    Compiler = Callable[[CompileGrammar], tuple[str, int | None]]
 
 _MEMORY_HEADROOM_BYTES = 2 * 1024 * 1024 * 1024  # over what is mapped after loading; half of it is a large stack
 _RECEIVE_BYTES = 262144
@@ -110,8 +113,8 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
         load_seconds=time.monotonic() - started,
     )
     link.sendall(encode_frame(hello))
-    compiled = _grammar_compiler(model.vocabulary)
     inputs = InputRenderer(model, tokenizer)
+    compiled = _grammar_compiler(model.vocabulary, chats.tool_form, hello.reasoning_marks)
     while True:
         request = pending.get()
         if isinstance(request, CompileGrammar):
@@ -149,9 +152,9 @@ def _render_inputs(request: RenderInputs | RenderPairs, inputs: InputRenderer) -
         return Refused(request.request, PromptRefusedError.__name__, message, param)
 
 
-def _compile(request: CompileGrammar, compiled: Callable[[CompileGrammar], str]) -> Compiled | Refused:
+def _compile(request: CompileGrammar, compiled: Compiler) -> Compiled | Refused:
     try:
-        return Compiled(request.request, compiled(request))
+        return Compiled(request.request, *compiled(request))
     except GrammarRefusedError as error:
         return Refused(request.request, type(error).__name__, error.message, error.param)
     except MemoryError:
@@ -159,14 +162,14 @@ def _compile(request: CompileGrammar, compiled: Callable[[CompileGrammar], str])
         return Refused(request.request, GrammarRefusedError.__name__, message, request.param)
 
 
-def _grammar_compiler(vocabulary: Vocabulary) -> Callable[[CompileGrammar], str]:
+def _grammar_compiler(vocabulary: Vocabulary, form: ToolForm, reasoning: tuple[str, str] | None) -> Compiler:
     """Return what compiles grammars; it is imported with the first of them: few servers ever get one."""
 
     @functools.cache
     def checker() -> GrammarChecker:
         from app.text.grammar_check import GrammarChecker  # noqa: PLC0415
 
-        return GrammarChecker(vocabulary)
+        return GrammarChecker(vocabulary, form, reasoning)
 
     return lambda request: checker().compiled(request)
 

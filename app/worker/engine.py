@@ -114,6 +114,7 @@ class Engine:
         except RequestError as error:
             self._publish(Refused(command.request, type(error).__name__, error.message, error.param))
             return
+        sequence.shown = self._names.shown(command.shown)
         self._publish(Accepted(command.request))
         self._commands.put(sequence)
 
@@ -260,7 +261,7 @@ class Engine:
         if token in self._eog or token in sequence.stop_tokens:
             self._end(sequence, "stop", detokenizer.flush())
             return
-        text = detokenizer.push(self._pieces[token])
+        text = detokenizer.push(self._pieces[token] or sequence.shown.get(token, b""))
         entries = None if detail is None else [self._names.logprob(token, detail)]
         complete = grammar is not None and grammar.accept(token)
         if complete or sequence.is_full:

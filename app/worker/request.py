@@ -81,7 +81,7 @@ def new_sequence(
         scope=command.scope,
         priority=command.priority,
         stop_tokens=frozenset(command.stop_tokens),
-        grammar=None if command.grammar is None else SequenceGrammar(command.grammar),
+        grammar=None if command.grammar is None else SequenceGrammar(command.grammar, command.trigger),
     )
 
 

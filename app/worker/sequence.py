@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,7 @@ class Sequence:
     priority: int = 0  # the lower, the sooner
     stop_tokens: frozenset[int] = frozenset()  # which end the answer as the vocabulary's own ends do
     grammar: SequenceGrammar | None = None
+    shown: dict[int, bytes] = field(default_factory=dict)  # control tokens that the text shows, as they are written
     lookup: PromptLookup | None = None  # what its next tokens are guessed from
     draft_rate: DraftRate | None = None
     n_computed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from app.messages import TokenLogprob
@@ -19,6 +20,16 @@ class TokenNames:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._pieces = vocabulary.pieces
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - it lives as long as the process
+    def shown(self, texts: tuple[str, ...]) -> dict[int, bytes]:
+        """Return those of these texts that are control tokens, as the bytes that an answer shows of them."""
+        found = {}
+        for text in texts:
+            tokens = self._vocabulary.tokenize(text, parse_special=True)
+            if len(tokens) == 1 and not self._pieces[tokens[0]]:
+                found[int(tokens[0])] = text.encode()
+        return found
 
     def logprob(self, token: int, detail: RowLogprobs) -> TokenLogprob:
         """Return a drawn token's entry."""
