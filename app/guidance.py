@@ -45,8 +45,7 @@ _LIMITS = LLParserLimits(
 
 # One space, or a line feed with an indentation: enough for every layout, and no endless run of white space.
 _WHITESPACE = r" |\n[ \t]{0,20}"
-_STRICT = {"lenient": False, "coerce_one_of": False}
-_JSON_RULES = {"whitespace_pattern": _WHITESPACE, **_STRICT}
+_JSON_RULES = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
 
 
 class GrammarTokenizer:
@@ -141,7 +140,7 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
     Keywords that llguidance lacks are an error then, also when the schema's own `x-guidance` asks to be lenient.
     """
     return LLMatcher.grammar_from_json_schema(
-        schema, defaults={"whitespace_pattern": _WHITESPACE}, overrides=_STRICT
+        schema, defaults={"whitespace_pattern": _WHITESPACE}, overrides={"lenient": False, "coerce_one_of": False}
     )
 
 

@@ -2,7 +2,8 @@
 
     python transformers_renderer.py < jobs.jsonl > results.jsonl
 
-A job: {"template", "special": {...}, "messages", "tools", "documents", "arguments", ...}; a result: {"text"} or {"error"}.
+A job: {"template", "special": {...}, "messages", "tools", "documents", "arguments", ...};
+a result: {"text"} or {"error"}.
 """
 
 from __future__ import annotations

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 ToolForm = Literal[
-    "hermes", "qwen_xml", "llama", "mistral", "mistral_args", "gemma", "harmony", "phi", "granite", "lfm2", "generic", "unknown"
+    "hermes",
+    "qwen_xml",
+    "llama",
+    "mistral",
+    "mistral_args",
+    "gemma",
+    "harmony",
+    "phi",
+    "granite",
+    "lfm2",
+    "generic",
+    "unknown",
 ]
 
 # What clients may set in templates (`chat_template_kwargs`).

@@ -100,6 +100,7 @@ async def stream(
     """Return a response that streams; whatever can fail before the HTTP status has then succeeded."""
     exchange = exchange_of(request.scope)
     generation = await unless_gone(request.receive, pool.open(asked), Generation.aclose)
+    chunks.opened(generation)
     generation.listen(functools.partial(_pass_on, generation, chunks, exchange))
     return sse.EventStream(_events(generation, chunks, exchange), headers, generation.aclose)
 

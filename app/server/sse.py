@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from litestar.types import Receive, Scope, Send
 
     from app.messages import Piece
-    from app.pool.generation import Update
+    from app.pool.generation import Generation, Update
     from app.server.exchange import Exchange
     from app.server.schema.responses import Identity
 
@@ -55,6 +55,9 @@ class Chunks:
         self._head = head
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._starts = [head + b'{"index":%d,' % index for index in range(choices)]
+
+    def opened(self, generation: Generation) -> None:
+        """Take notice of the generation whose events these will be, before the first of them."""
 
     def encode(self, updates: Iterable[Update]) -> bytes:
         """Return the events of everything there is now, to be sent at once; perhaps none."""

@@ -30,6 +30,8 @@ def readable(messages: Messages, tools: list[dict[str, Any]], needs: TemplateNee
         messages = _with_system_text(messages, tool_instructions(tools))
     if any("tool_calls" in message or message["role"] == "tool" for message in messages):
         messages = _with_readable_calls(messages, needs, form)
+    if form == "harmony":
+        messages = [_with_thinking(message) for message in _one_call_each(messages)]
     return [{**message, "content": _content(message["content"], needs)} for message in messages]
 
 
@@ -108,3 +110,31 @@ def _as_user(result: dict[str, Any]) -> dict[str, Any]:
     content = result["content"]
     text = content if isinstance(content, str) else "\n".join(part["text"] for part in content)
     return {"role": "user", "content": f"Result of {result.get('name') or result['tool_call_id']}:\n{text}"}
+
+
+def _one_call_each(messages: Messages) -> Messages:
+    """Return messages of which each has at most one call, its result behind it: gpt-oss's template shows no second."""
+    results = {message["tool_call_id"]: message for message in messages if message["role"] == "tool"}
+    found: Messages = []
+    moved: set[str] = set()
+    for message in messages:
+        calls = message.get("tool_calls", ())
+        if len(calls) < 2:
+            if message["role"] != "tool" or message["tool_call_id"] not in moved:
+                found.append(message)
+            continue
+        for number, call in enumerate(calls):
+            first = message if number == 0 else {"role": "assistant", "content": ""}
+            found.append({**first, "tool_calls": [call]})
+            if call["id"] in results:
+                moved.add(call["id"])
+                found.append(results[call["id"]])
+    return found
+
+
+def _with_thinking(message: dict[str, Any]) -> dict[str, Any]:
+    """Return an assistant's message with its reasoning where gpt-oss's template looks, which takes one of both."""
+    reasoning = message.get("reasoning_content")
+    if not reasoning or (message.get("tool_calls") and message["content"]):
+        return message
+    return {**message, "thinking": reasoning}

@@ -60,9 +60,11 @@ class CallGrammars:
         calls = self._calls(asked, begun=False)
         if otherwise is None:
             return self._rules(asked, f"{thoughts} {calls}")
-        answer = f"{self._mark(harmony.CHANNEL)} \"final\" {self._mark(harmony.MESSAGE)} answer"
+        answer = f'{self._mark(harmony.CHANNEL)} "final" {self._mark(harmony.MESSAGE)} answer'
         answer = answer if self._form == "harmony" else "answer"
-        return self._rules(asked, f"{thoughts} (calls | {answer})") + f"calls: {calls}\nanswer: {lark_json(otherwise)}\n"
+        return (
+            self._rules(asked, f"{thoughts} (calls | {answer})") + f"calls: {calls}\nanswer: {lark_json(otherwise)}\n"
+        )
 
     def _rules(self, asked: ToolGrammar, start: str) -> str:
         frame = self._frame()
@@ -99,9 +101,8 @@ class CallGrammars:
             return _Frame(f'{mark(harmony.CHANNEL)} "commentary to=functions."', "", "", self._harmony_call)
         if form == "generic":
             return _Frame('"{" "\\"tool_calls\\"" ":" " " "["', '", "', '"]" "}"', _named_object("arguments"))
-        end = {"phi": phi.END, "lfm2": lfm2.END}.get(form)
-        closing = f' {mark(end)}' if end else ""
-        return _Frame('"["', '", "', f'"]"{closing}', _named_object("arguments"))
+        closing = {"phi": phi.END, "lfm2": lfm2.END}.get(form, "")
+        return _Frame('"["', '", "', f'"]" {mark(closing)}' if closing else '"]"', _named_object("arguments"))
 
     def _name_and_arguments(self, between: str) -> Callable[[str, str], str]:
         mark = self._mark(between) if between else ""
@@ -130,7 +131,15 @@ class CallGrammars:
         return f"{_ANY_TEXT} {self._mark(end)}" if self._is_control(end) else "thought"
 
     def _mark(self, text: str) -> str:
-        return f"<[{self._token(text)}]>" if self._is_control(text) else lark_string(text)
+        """Return a mark as Lark: the control tokens in it as such, the rest as text."""
+        vocabulary = self._vocabulary
+        tokens = vocabulary.tokenize(text, parse_special=True).tolist()
+        if all(vocabulary.pieces[token] for token in tokens):
+            return lark_string(text)
+        return " ".join(
+            lark_string(vocabulary.pieces[token].decode()) if vocabulary.pieces[token] else f"<[{token}]>"
+            for token in tokens
+        )
 
     def _is_control(self, text: str) -> bool:
         token = self._token(text)

@@ -23,13 +23,9 @@ class TokenNames:
 
     @functools.lru_cache(maxsize=16)  # noqa: B019 - it lives as long as the process
     def shown(self, texts: tuple[str, ...]) -> dict[int, bytes]:
-        """Return those of these texts that are control tokens, as the bytes that an answer shows of them."""
-        found = {}
-        for text in texts:
-            tokens = self._vocabulary.tokenize(text, parse_special=True)
-            if len(tokens) == 1 and not self._pieces[tokens[0]]:
-                found[int(tokens[0])] = text.encode()
-        return found
+        """Return the control tokens in these texts, with the bytes that an answer shows of them."""
+        tokens = {token for text in texts for token in self._vocabulary.tokenize(text, parse_special=True).tolist()}
+        return {token: self._name(token) for token in tokens if not self._pieces[token]}
 
     def logprob(self, token: int, detail: RowLogprobs) -> TokenLogprob:
         """Return a drawn token's entry."""

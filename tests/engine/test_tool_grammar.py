@@ -28,7 +28,10 @@ FORMS: list[ToolForm] = [
 ]  # fmt: skip
 PLACE = {
     "type": "object",
-    "properties": {"place": {"type": "string", "maxLength": 12}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "properties": {
+        "place": {"type": "string", "maxLength": 12},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
     "required": ["place", "days"],
     "additionalProperties": False,
 }
@@ -115,7 +118,12 @@ def test_required_calls_keep_to_their_schemas(
     ],
 )
 def test_reasoning_comes_first(
-    vocabulary_model: VocabularyModel, tokenizer: GrammarTokenizer, form: ToolForm, prompt_end: str, reasoning: Any, thinks: bool | None
+    vocabulary_model: VocabularyModel,
+    tokenizer: GrammarTokenizer,
+    form: ToolForm,
+    prompt_end: str,
+    reasoning: Any,
+    thinks: bool | None,
 ) -> None:
     grammar, _ = compile_calls(vocabulary_model, form, ToolGrammar(TOOLS, True, False), prompt_end, reasoning)
     thought = {"hermes": "Hm <b>.</think>\n\n", "harmony": "Hm.<|end|><|start|>assistant"}[form]
@@ -125,9 +133,13 @@ def test_reasoning_comes_first(
         "harmony": '<|channel|>commentary to=functions.set_level <|constrain|>json<|message|>{"level": "low"}',
     }[form]
     accepted = {
-        text: follows(vocabulary_model, tokenizer, grammar, text) for text in (call, thought + call, begin + thought + call)
+        text: follows(vocabulary_model, tokenizer, grammar, text)
+        for text in (call, thought + call, begin + thought + call)
     }
-    assert list(accepted.values()) == {True: [False, True, True], None: [True, False, True], False: [True, False, False]}[thinks]
+    assert (
+        list(accepted.values())
+        == {True: [False, True, True], None: [True, False, True], False: [True, False, False]}[thinks]
+    )
     for text in (text for text, is_accepted in accepted.items() if is_accepted):
         parser = AnswerParser(form, reasoning, SCHEMAS, prompt_end=prompt_end, certain=True)
         answer = gathered(parser.feed(text) + parser.close())
@@ -173,7 +185,9 @@ def test_an_answer_may_be_json_instead(vocabulary_model: VocabularyModel, tokeni
     asked = ToolGrammar(TOOLS, False, True, '{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}')
     grammar, _ = compile_calls(vocabulary_model, "generic", asked)
     assert follows(vocabulary_model, tokenizer, grammar, '{"a": 1}')
-    assert follows(vocabulary_model, tokenizer, grammar, '{"tool_calls": [{"name": "set_level", "arguments": {"level": "low"}}]}')
+    assert follows(
+        vocabulary_model, tokenizer, grammar, '{"tool_calls": [{"name": "set_level", "arguments": {"level": "low"}}]}'
+    )
     assert not follows(vocabulary_model, tokenizer, grammar, '{"a": 2}')
 
 

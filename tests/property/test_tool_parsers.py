@@ -55,9 +55,7 @@ def test_damaged_answers_are_read_the_same_too(
 
 
 @given(st.sampled_from(FORMS), st.lists(st.sampled_from(WORDS), max_size=14), thoughts, cuts, st.booleans())
-def test_any_mixture_of_marks(
-    form: ToolForm, words: list[str], thought: Any, places: list[int], certain: bool
-) -> None:
+def test_any_mixture_of_marks(form: ToolForm, words: list[str], thought: Any, places: list[int], certain: bool) -> None:
     transcript = Transcript(form, "".join(words), TRANSCRIPTS[0].answer, thought)
     answer = read(transcript, [transcript.text], certain=certain)
     assert read(transcript, split(transcript.text, places), certain=certain) == answer

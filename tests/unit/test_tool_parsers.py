@@ -17,7 +17,9 @@ def test_transcripts(transcript: Transcript) -> None:
     assert read(transcript, list(transcript.text)) == transcript.answer
 
 
-@pytest.mark.parametrize("transcript", [t for t in TRANSCRIPTS if t.answer.calls], ids=lambda t: f"{t.form}: {t.text[:40]}")
+@pytest.mark.parametrize(
+    "transcript", [t for t in TRANSCRIPTS if t.answer.calls], ids=lambda t: f"{t.form}: {t.text[:40]}"
+)
 def test_arguments_are_objects_and_certain_calls_the_same(transcript: Transcript) -> None:
     assert all(isinstance(json.loads(arguments), dict) for _, arguments in transcript.answer.calls)
     assert read(transcript, list(transcript.text), certain=True) == transcript.answer

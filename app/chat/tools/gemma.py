@@ -1,4 +1,4 @@
-"""Gemma 4: `<|tool_call>call:name{place:<|"|>Köln<|"|>,days:2}<tool_call|>`; FunctionGemma the same with other marks."""
+"""Gemma 4: `<|tool_call>call:name{place:<|"|>Köln<|"|>,days:2}<tool_call|>`; FunctionGemma with other marks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LFM2: `<|tool_call_start|>[name(place="Köln", days=2)]<|tool_call_end|>`, as Python writes calls, or the same as JSON."""
+"""LFM2: `<|tool_call_start|>[name(place="Köln", days=2)]<|tool_call_end|>`, in Python, or as JSON."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _value(node: ast.expr) -> Any:
 
 def _key(node: ast.expr | None) -> str:
     if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-        raise ValueError("a key is a string")
+        raise TypeError("a key is a string")
     return node.value
 
 

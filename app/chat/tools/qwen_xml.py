@@ -1,4 +1,4 @@
-"""Qwen3-Coder, Qwen 3.5 and others: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`."""
+"""Qwen3-Coder, Qwen 3.5: `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`."""
 
 from __future__ import annotations
 

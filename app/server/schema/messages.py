@@ -154,7 +154,7 @@ def _assistant(message: AssistantMessage, place: str, old_call: str) -> Template
             param=f"{place}.content",
         )
     if message.reasoning_content:
-        given |= {"reasoning_content": message.reasoning_content, "thinking": message.reasoning_content}
+        given["reasoning_content"] = message.reasoning_content
     return given
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.messages import Piece, TokenLogprob
     from app.pool.generation import Generation
     from app.pool.request import ModelInfo
@@ -45,16 +47,27 @@ def usage(generation: Generation) -> dict[str, Any]:
     }
 
 
-def chat_completion(identity: Identity, pieces: list[Piece], generation: Generation) -> bytes:
-    """Return the body of a whole chat answer; one piece a choice."""
+def plain_message(piece: Piece) -> tuple[dict[str, Any], str | None]:
+    """Return the message of a choice that is content and nothing else, and its finish reason."""
+    return {"role": "assistant", "content": piece.text, "refusal": None}, piece.finish_reason
+
+
+def chat_completion(
+    identity: Identity,
+    pieces: list[Piece],
+    generation: Generation,
+    read: Callable[[Piece], tuple[dict[str, Any], str | None]] = plain_message,
+) -> bytes:
+    """Return the body of a whole chat answer; one piece a choice, `read` as a message with a finish reason."""
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "message": message,
             "logprobs": None if piece.logprobs is None else chat_logprobs(piece.logprobs),
-            "finish_reason": piece.finish_reason,
+            "finish_reason": reason,
         }
         for index, piece in enumerate(pieces)
+        for message, reason in [read(piece)]
     ]
     return _whole("chat.completion", identity, choices, generation)
 

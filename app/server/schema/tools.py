@@ -95,6 +95,17 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     )
 
 
+def tools_without_effect(request: ChatRequest) -> list[str]:
+    """Return the names of fields about tools that were sent and cannot change the answer."""
+    use = None if not request.tools or request.tool_choice == "none" else request.tools
+    names = [] if use or not request.tools else ["tools"]
+    if use is None and request.parallel_tool_calls is not None:
+        names.append("parallel_tool_calls")
+    if any(isinstance(tool, FunctionTool) and tool.function.strict is not None for tool in use or []):
+        names.append("tools[].function.strict")
+    return names
+
+
 def _functions(tools: list[Tool]) -> dict[str, Function]:
     functions: dict[str, Function] = {}
     for index, tool in enumerate(tools):
