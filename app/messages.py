@@ -182,12 +182,20 @@ class ToolGrammar(msgspec.Struct, frozen=True):
         return given if self.otherwise is None else [*given, msgspec.json.decode(self.otherwise, type=dict[str, Any])]
 
 
+class Trigger(msgspec.Struct, frozen=True, array_like=True):
+    """Behind which token a grammar begins; it does not while the model reasons."""
+
+    token: int
+    reasoning: tuple[int, int] | None = None  # the tokens between which it does
+    begins_in_reasoning: bool = False
+
+
 class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
     """A grammar that compiles, in the form that the worker takes."""
 
     request: int
     grammar: str  # empty: calls of this form are not held to it before they have begun, nor after
-    trigger: int | None = None  # the token behind which the grammar begins; None: it holds from the first token on
+    trigger: Trigger | None = None  # None: it holds from the first token on
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -216,7 +224,7 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     min_tokens: int = 0  # before so many, neither the model's end of text nor stop_tokens are drawn
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     grammar: str | None = None  # as Compiled has it: what the answer is held to
-    trigger: int | None = None  # as Compiled has it
+    trigger: Trigger | None = None  # as Compiled has it
     shown: tuple[str, ...] = ()  # control tokens that the text shows as they are written
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast  # type: ignore[import-not-found,unused-ignore]
 
 
 def render(job: dict[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from app.text.tool_grammar import CallGrammars
 if TYPE_CHECKING:
     from app.chat.formats import ToolForm
     from app.llama.vocab import Vocabulary
-    from app.messages import CompileGrammar
+    from app.messages import CompileGrammar, Trigger
 
 MAX_SOURCE_BYTES = 256 * 1024
 MAX_DEPTH = 64  # of a schema's objects and arrays, and of a grammar's or pattern's brackets
@@ -45,8 +45,8 @@ class GrammarChecker:
     def _tokenizer(self) -> guidance.GrammarTokenizer:
         return guidance.GrammarTokenizer(self._vocabulary)
 
-    def compiled(self, asked: CompileGrammar) -> tuple[str, int | None]:
-        """Return the grammar as the worker takes it, and the token behind which it begins, None for at once.
+    def compiled(self, asked: CompileGrammar) -> tuple[str, Trigger | None]:
+        """Return the grammar as the worker takes it, and behind what it begins, None for at once.
 
         Raises GrammarRefusedError with the reason and the field.
         """
@@ -61,7 +61,7 @@ class GrammarChecker:
             raise GrammarRefusedError(message, param=asked.param) from error
         return grammar, None
 
-    def _tool_calls(self, asked: ToolGrammar, prompt_end: str) -> tuple[str, int | None]:
+    def _tool_calls(self, asked: ToolGrammar, prompt_end: str) -> tuple[str, Trigger | None]:
         """Return the grammar of calls; an empty one when none is required and none can be had."""
         try:
             for schema in asked.schemas:

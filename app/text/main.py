@@ -52,9 +52,10 @@ if TYPE_CHECKING:
 
     from app.chat.formats import ToolForm
     from app.llama.vocab import Vocabulary
+    from app.messages import Trigger
     from app.text.grammar_check import GrammarChecker
 
-    Compiler = Callable[[CompileGrammar], tuple[str, int | None]]
+    Compiler = Callable[[CompileGrammar], tuple[str, Trigger | None]]
 
 _MEMORY_HEADROOM_BYTES = 2 * 1024 * 1024 * 1024  # over what is mapped after loading; half of it is a large stack
 _RECEIVE_BYTES = 262144

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.chat.tools import gemma, granite, harmony, hermes, lfm2, mistral, phi
 from app.guidance import lark_json, lark_string
+from app.messages import Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +24,10 @@ _ANY_TEXT = "/(?s:.*)/"
 
 
 class CallGrammar(NamedTuple):
-    """Calls as Lark, and the token behind which it begins; None for the answer's beginning."""
+    """Calls as Lark, and behind what it begins; None for the answer's beginning."""
 
     lark: str
-    trigger: int | None = None
+    trigger: Trigger | None = None
 
 
 class _Frame(NamedTuple):
@@ -52,9 +53,19 @@ class CallGrammars:
             return CallGrammar(self._whole(asked, self._thoughts(prompt_end)))
         if asked.otherwise is not None:
             return CallGrammar(self._whole(asked, self._thoughts(prompt_end), json.loads(asked.otherwise)))
-        trigger = _TRIGGERS.get(self._form)
-        token = None if trigger is None else self._token(trigger)
-        return None if token is None else CallGrammar(self._rules(asked, self._calls(asked, begun=True)), token)
+        trigger = self._trigger(prompt_end)
+        return None if trigger is None else CallGrammar(self._rules(asked, self._calls(asked, begun=True)), trigger)
+
+    def _trigger(self, prompt_end: str) -> Trigger | None:
+        """Return what begins a call; None where that, or what marks reasoning, is no token of its own."""
+        mark = _TRIGGERS.get(self._form)
+        token = None if mark is None else self._token(mark)
+        if token is None or self._reasoning is None:
+            return None if token is None else Trigger(token)
+        begin, end = (self._token(mark.strip()) for mark in self._reasoning)
+        if begin is None or end is None:
+            return None
+        return Trigger(token, (begin, end), prompt_end.rstrip().endswith(self._reasoning[0].strip()))
 
     def _whole(self, asked: ToolGrammar, thoughts: str, otherwise: dict[str, Any] | None = None) -> str:
         calls = self._calls(asked, begun=False)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from app.guidance import Constraint
     from app.llama.vocab import Vocabulary
+    from app.messages import Trigger
     from app.worker.sequence import Sequence
 
     Logits = npt.NDArray[np.float32]
@@ -36,11 +37,12 @@ _IDLE_PATIENCE = 0.05  # when there is nothing else to compute; commands wait as
 class SequenceGrammar:
     """What one sequence's answer is held to, and the mask of its next token."""
 
-    def __init__(self, grammar: str, trigger: int | None = None) -> None:
+    def __init__(self, grammar: str, trigger: Trigger | None = None) -> None:
         """Take a grammar that the text child has compiled. It begins behind the `trigger`, or at once."""
         self.source = grammar
         self.in_force = trigger is None
         self._trigger = trigger
+        self._reasons = trigger is not None and trigger.begins_in_reasoning
         self.constraint: Constraint | None = None
         self.failure: str | None = None  # why the sequence cannot go on
         self.ready = threading.Event()  # the mask of the next token is there, or a failure
@@ -49,11 +51,20 @@ class SequenceGrammar:
         """Go on by a drawn token; return whether the answer is complete with it."""
         constraint = self.constraint
         if constraint is None or not self.in_force:
-            self.in_force = self.in_force or token == self._trigger
+            self._look_for_trigger(token)
             return False
         constraint.accept(token)
         self.failure = constraint.error
         return constraint.finished
+
+    def _look_for_trigger(self, token: int) -> None:
+        trigger = self._trigger
+        if trigger is None:
+            return
+        if trigger.reasoning is not None and token in trigger.reasoning:
+            self._reasons = token == trigger.reasoning[0]
+        elif token == trigger.token and not self._reasons:
+            self.in_force = True
 
     def compute(self) -> None:
         """Compute the mask of the next token."""

@@ -209,7 +209,7 @@ class TestErrors:
             ({"messages": []}, "messages", "invalid_value"),
             ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_value"),
             ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type", "unsupported_parameter"),
-            ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[].function.name", "invalid_value"),
+            ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name", "invalid_value"),
             ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
             ({"extra_body": {"made_up": 1}}, "made_up", "unknown_parameter"),
             ({"logit_bias": {"99999999": 1}}, "logit_bias", "invalid_value"),

@@ -18,7 +18,7 @@ from app.chat.formats import ToolForm
 from app.errors import GrammarRefusedError
 from app.guidance import Constraint, GrammarTokenizer
 from app.llama.model import VocabularyModel
-from app.messages import CompileGrammar, ToolGrammar
+from app.messages import CompileGrammar, ToolGrammar, Trigger
 from app.text import tool_grammar
 from app.text.grammar_check import GrammarChecker
 from tests.unit.tool_transcripts import gathered
@@ -57,7 +57,7 @@ def tokenizer(vocabulary_model: VocabularyModel) -> GrammarTokenizer:
 
 def compile_calls(
     model: VocabularyModel, form: ToolForm, asked: ToolGrammar, prompt_end: str = "", reasoning: Any = None
-) -> tuple[str, int | None]:
+) -> tuple[str, Trigger | None]:
     source = msgspec.json.encode(asked).decode()
     checker = GrammarChecker(model.vocabulary, form, reasoning)
     return checker.compiled(CompileGrammar(1, "tool_calls", source, "tools", prompt_end))
@@ -175,7 +175,12 @@ def test_a_grammar_begins_behind_its_mark(
     monkeypatch.setitem(tool_grammar._TRIGGERS, "hermes", "<|im_start|>")
     monkeypatch.setitem(tool_grammar._BEGINS, "hermes", "<|im_start|>")
     grammar, trigger = compile_calls(vocabulary_model, "hermes", ToolGrammar(TOOLS, False, True))
-    assert trigger == vocabulary_model.vocabulary.tokenize("<|im_start|>", parse_special=True)[0]
+    assert trigger == Trigger(1)
+    _, thinking = compile_calls(
+        vocabulary_model, "hermes", ToolGrammar(TOOLS, False, True), "<|im_end|>\n", ("<|im_end|>", "<|endoftext|>")
+    )
+    assert thinking == Trigger(1, (2, 0), begins_in_reasoning=True)
+    assert compile_calls(vocabulary_model, "hermes", ToolGrammar(TOOLS, False, True), "", THINK) == ("", None)
     call = '\n{"name": "set_level", "arguments": {"level": "low"}}\n</tool_call>'
     assert follows(vocabulary_model, tokenizer, grammar, call)
     assert not follows(vocabulary_model, tokenizer, grammar, call.replace("low", "lot"))

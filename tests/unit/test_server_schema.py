@@ -216,7 +216,7 @@ def test_messages_that_are_not_read_yet(message: dict[str, Any], param: str) -> 
         (b'"x"', "JSON object"),
         (b'{"model":"m","messages":[{"role":"user","content":"\xff"}]}', "UTF-8"),
         (b'{"model":"m","messages":[{"role":"user","content":"\\ud800x"}]}', "not valid JSON"),
-        (chat()[:-1] + b',"tools":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deeply"),
+        (chat()[:-1] + b',"functions":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "too deeply"),
         (b'{"messages":[{"role":"user","content":"x"}]}', "'model' is missing"),
         (b'{"model":"m"}', "'messages' is missing"),
     ],

@@ -68,7 +68,13 @@ def test_templates_get_tools_without_empty_fields() -> None:
 
 
 def test_no_tools_no_calls() -> None:
-    for changes in ({}, {"tools": []}, {"tools": [NOW], "tool_choice": "none"}, {"tool_choice": "auto"}):
+    without: list[dict[str, Any]] = [
+        {},
+        {"tools": []},
+        {"tools": [NOW], "tool_choice": "none"},
+        {"tool_choice": "auto"},
+    ]
+    for changes in without:
         assert asked(**changes).tools is None
         assert prompt(**changes).tools == []
     assert not asked(tools=[NOW], parallel_tool_calls=False).tools.parallel
@@ -83,11 +89,11 @@ def tool(**changes: Any) -> dict[str, Any]:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
-    ({"tools": [{"type": "magic"}]}, "tools[].type"),
-    ({"tools": [tool(name="a b")]}, "tools[].function.name"),
-    ({"tools": [tool(name="")]}, "tools[].function.name"),
-    ({"tools": [tool(parameters=[])]}, "tools[].function.parameters"),
-    ({"tools": [tool(colour=1)]}, "tools[].function.colour"),
+    ({"tools": [{"type": "magic"}]}, "tools[0].type"),
+    ({"tools": [tool(name="a b")]}, "tools[0].function.name"),
+    ({"tools": [tool(name="")]}, "tools[0].function.name"),
+    ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
+    ({"tools": [tool(colour=1)]}, "tools[0].function.colour"),
     ({"tools": [tool(), tool()]}, "tools[1].function.name"),
     ({"tools": [tool(name=f"f{number}") for number in range(129)]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
@@ -143,8 +149,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_what_is_wrong_is_named(changes: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as caught:
         asked(**changes)
-    named = caught.value.param or ""
-    assert param.replace("[]", "") == named.replace("[...]", "").replace("[]", "") or named == param
+    assert caught.value.param == param
+    assert param in caught.value.message
 
 
 def test_messages_of_tools() -> None:

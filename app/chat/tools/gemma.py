@@ -17,9 +17,9 @@ BEGIN, END, QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 OLD_BEGIN, OLD_END, OLD_QUOTE = "<start_function_call>", "<end_function_call>", "<escape>"
 MARKS = (BEGIN, END, QUOTE, OLD_BEGIN, OLD_END, OLD_QUOTE)
 _DEEPEST = 50  # nested objects and arrays
-_JSON_HEAD = re.compile(r"\s*call:([\w.-]{1,64})\s*(?=\{)")
-_HEAD = re.compile(r"\s*call:([\w.-]{1,64})\s*\{\s*")
-_HEAD_SO_FAR = re.compile(r"\s*(c(a(l(l(:([\w.-]{0,64}\s*(\{\s*)?)?)?)?)?)?)?")
+_JSON_HEAD = re.compile(r"\s*+call:([\w.-]{1,64}+)\s*+(?=\{)")
+_HEAD = re.compile(r"\s*+call:([\w.-]{1,64}+)\s*+\{\s*+")
+_HEAD_SO_FAR = re.compile(r"\s*+(c(a(l(l(:([\w.-]{0,64}+\s*+(\{\s*+)?)?)?)?)?)?)?")
 _WORD = re.compile(r"[^\s,:{}\[\]<]+")
 _SPACE = re.compile(r"\s*")
 _CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None}

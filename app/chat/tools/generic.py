@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 MARKS: tuple[str, ...] = ()
 _FENCES = ("```json", "```")
-_WRAPPER = re.compile(r'\s*\{\s*"tool_calls"\s*:\s*(?=\[)')
-_WRAPPER_SO_FAR = re.compile(r'\s*(\{\s*("(t(o(o(l(_(c(a(l(l(s("\s*(:\s*)?)?)?)?)?)?)?)?)?)?)?)?)?)?')
+_WRAPPER = re.compile(r'\s*+\{\s*+"tool_calls"\s*+:\s*+(?=\[)')
+_WRAPPER_SO_FAR = re.compile(r'\s*+(\{\s*+("(t(o(o(l(_(c(a(l(l(s("\s*+(:\s*+)?)?)?)?)?)?)?)?)?)?)?)?)?)?')
 
 
 class _Calls:

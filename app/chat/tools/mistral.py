@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 BEGIN, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 MARKS = (BEGIN, ARGUMENTS, CALL_ID)
-_HEAD = re.compile(r"\s*([\w.-]{1,64})\s*(?:\[CALL_ID\][\w-]*)?(?:\[ARGS\])?\s*(?=\{)")
-_HEAD_SO_FAR = re.compile(r"\s*[\w.-]{0,64}\s*(?:\[[\w\]-]{0,128})?\s*(?:\[[ARGS\]]{0,5})?\s*")
+_HEAD = re.compile(r"\s*+([\w.-]{1,64}+)\s*+(?:\[CALL_ID\][\w-]{0,64}+)?(?:\[ARGS\])?\s*+(?=\{)")
+_HEAD_SO_FAR = re.compile(r"\s*+[\w.-]{0,64}+\s*+(?:\[[\w\]-]{0,80}+)?\s*+(?:\[[ARGS\]]{0,5}+)?\s*+")
 
 
 def parser(schemas: Schemas, *, certain: bool) -> Parser:

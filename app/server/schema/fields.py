@@ -90,7 +90,7 @@ CHAT: dict[str, Field] = {
     "max_completion_tokens": _honoured("the same as max_tokens, of which it is the newer name"),
     "logprobs": _honoured("true or false (default)"),
     "top_logprobs": _honoured('an integer from 0 to 20, with "logprobs": true only'),
-    "tools": _honoured("an array of at most 128 tools of type function; see [tools](tools.md)"),
+    "tools": _honoured("an array of at most 128 tools of type function"),
     "tool_choice": _honoured(
         '"none", "auto" (default), "required", {"type": "function", "function": {"name": ...}} or '
         '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}'
