@@ -114,7 +114,7 @@ class Engine:
         except RequestError as error:
             self._publish(Refused(command.request, type(error).__name__, error.message, error.param))
             return
-        sequence.shown = self._names.shown(command.shown)
+        sequence.shown = self._names.shown(command.shown if isinstance(command, Generate) else ())
         self._publish(Accepted(command.request))
         self._commands.put(sequence)
 
