@@ -17,10 +17,10 @@ RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 KERNELS := $(wildcard quantize/native/*.c quantize/native/*.h)
 
-.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine bench-api prove-scheduler prove-grammars prove-kernels bench-quantize clean
+.PHONY: help setup serve quantize test check oracle oracle-imatrix quality bounds faults-quantize bench bench-engine bench-api bench-embeddings prove-scheduler prove-grammars prove-kernels prove-kernels-arm64 check-kernels bench-quantize clean
 
 help: ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make the environment; ACCEL=cpu|cuda|metal (found when not given)
 	@PYTHON3="$(PYTHON3)" ACCEL="$(ACCEL)" scripts/setup.sh
@@ -67,7 +67,7 @@ oracle-imatrix: $(DEV) ## compare importance matrices with llama-imatrix's (its 
 # Each part is run, whatever the one before it found; then the worst counts.
 bench: $(DEV) ## measure against llama-server (its path in LLAMA_SERVER) and upstream's converter
 	@status=0; \
-	  $(PYTHON) scripts/bench_quantize.py --write docs/benchmarks.md || status=$$?; \
+	  $(MAKE) bench-quantize || status=$$?; \
 	  $(PYTHON) scripts/bench_together.py || status=$$?; \
 	  $(PYTHON) scripts/bench_serving.py --peer --clients 1 --requests 8 --max-tokens 128 --ignore-eos --runs 5 || status=$$?; \
 	  $(PYTHON) scripts/bench_serving.py --peer --clients 8 --requests 96 --ignore-eos --runs 5 || status=$$?; \
@@ -82,6 +82,11 @@ bench-engine: $(DEV) ## measure the engine against llama-server (LLAMA_SERVER) u
 bench-api: $(DEV) ## measure what an event costs the API process, alone on a core
 	@$(PYTHON) scripts/bench_api.py
 
+bench-embeddings: $(DEV) ## compare embeddings and their speed with llama-server's (its path in LLAMA_SERVER): MODEL=<GGUF>
+	@[ -f "$(MODEL)" ] || { echo "say which: make bench-embeddings MODEL=<GGUF of an embedding model>" >&2; exit 2; }
+	@$(PYTHON) scripts/compare_embeddings.py "$(MODEL)"
+	@$(PYTHON) scripts/bench_embeddings.py "$(MODEL)"
+
 prove-scheduler: $(DEV) ## try 100,000 random histories of the scheduler
 	@PESTLE_SCHEDULES=100000 $(PYTHON) -m pytest -q -o timeout=0 tests/property/test_scheduler.py
 
@@ -91,8 +96,18 @@ bounds: $(DEV) ## prove the bounds of memory and reading on large random checkpo
 prove-kernels: $(DEV) ## compare the kernels with ggml on hostile and ordinary weights: GIGABYTES=1 for each
 	@$(PYTHON) scripts/prove_kernels.py --gigabytes $(or $(GIGABYTES),1)
 
-bench-quantize: $(DEV) ## measure the kernels against ggml's encoder on one thread
-	@$(PYTHON) scripts/bench_kernels.py --write docs/benchmarks.md
+prove-kernels-arm64: $(DEV) ## the same for arm64, in an emulator (needs cross compilers and qemu-user): MEGABYTES=100
+	@$(PYTHON) scripts/prove_kernels_arm64.py --megabytes $(or $(MEGABYTES),100)
+
+check-kernels: $(DEV) ## warnings of GCC and Clang, sanitizers, and branches that no weights reach
+	@$(PYTHON) scripts/check_kernels.py
+
+bench-quantize: $(DEV) ## kernels against ggml's encoder, pestle quantize against upstream (LLAMA_QUANTIZE), and the chart
+	@status=0; \
+	  $(PYTHON) scripts/bench_kernels.py --write docs/benchmarks.md || status=$$?; \
+	  $(PYTHON) scripts/bench_quantize.py --runs $(or $(RUNS),3) --write docs/benchmarks.md || status=$$?; \
+	  $(PYTHON) scripts/draw_benchmarks.py || status=$$?; \
+	  exit $$status
 
 prove-grammars: $(DEV) ## send 1,000 mutated schemas and grammars through the real children: MODEL=<GGUF>
 	@[ -f "$(MODEL)" ] || { echo "say which: make prove-grammars MODEL=<GGUF>" >&2; exit 2; }

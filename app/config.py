@@ -22,6 +22,7 @@ Device = Literal["auto", "cpu", "cuda", "metal"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 Switch = Literal["auto", "on", "off"]
 Speculate = Literal["off", "lookup"]
+Pooling = Literal["auto", "mean", "cls", "last"]
 Origin = Literal["default", "file", "environment", "flag"]
 
 
@@ -77,6 +78,10 @@ class ServeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         str, Meta(description="a small GGUF with the same vocabulary, which guesses next tokens as well")
     ] = ""
     draft_tokens: Annotated[int, Meta(ge=1, le=31, description="most guesses of one sequence in a step")] = 15
+    pooling: Annotated[
+        Pooling,
+        Meta(description="make embeddings, a text's from its tokens' in this way; auto: if and as the file says"),
+    ] = "auto"
     queue: Annotated[int, Meta(ge=0, le=100_000, description="requests that may wait for a slot; more get a 429")] = 64
     request_timeout: Annotated[
         float, Meta(ge=0, le=604_800, description="seconds that a request may take, waiting included; 0: no limit")

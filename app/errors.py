@@ -21,6 +21,7 @@ Every error says what was wrong, names the field or the file at fault, and says 
     │   ├── TemplateRefusedError        template_refused                the model's template refuses the messages
     │   ├── PromptRefusedError          prompt_refused                  template or tokenizer died or ran out of time
     │   ├── GrammarRefusedError         grammar_refused                 a schema or grammar that cannot be followed
+    │   ├── WrongModelError             model_not_capable               the model is not for this route
     │   ├── ModelNotFoundError      404 model_not_found
     │   ├── RouteNotFoundError      404 route_not_found
     │   │   └── UnsupportedRouteError   unsupported_route           OpenAI's, and nothing that Pestle does
@@ -169,6 +170,12 @@ class ModelNotFoundError(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class WrongModelError(RequestError):
+    """The model is not for this: a chat with an embedding model, embeddings of one that gives none."""
+
+    code = "model_not_capable"
 
 
 class RouteNotFoundError(RequestError):

@@ -45,6 +45,7 @@ _LIMITS = LLParserLimits(
 
 # One space, or a line feed with an indentation: enough for every layout, and no endless run of white space.
 _WHITESPACE = r" |\n[ \t]{0,20}"
+_JSON_RULES = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
 
 
 class GrammarTokenizer:
@@ -141,6 +142,11 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(
         schema, defaults={"whitespace_pattern": _WHITESPACE}, overrides={"lenient": False, "coerce_one_of": False}
     )
+
+
+def lark_json(schema: dict[str, Any]) -> str:
+    """Return a JSON schema as the body of a rule of Lark, with the same rules as `json_schema_grammar`."""
+    return f"%json {json.dumps({**schema, 'x-guidance': _JSON_RULES})}"
 
 
 def regex_grammar(pattern: str) -> str:

@@ -8,8 +8,9 @@ travel as raw little-endian int32 bytes: a prompt of 8,000 tokens decodes in mic
                                 RenderInfill                  answered by Rendered or Refused
                                 WriteChat, Detokenize         answered by Written or Refused
                                 Tokenize                      answered by Tokenized or Refused
+                                RenderInputs, RenderPairs     answered by RenderedInputs or Refused
                                 CompileGrammar                answered by Compiled or Refused
-    API process → worker        Generate                      answered by Accepted or Refused, then by Steps' pieces
+    API process → worker        Generate, Embed               answered by Accepted or Refused, then by Steps' pieces
                                 Cancel                        answered by a piece with finish_reason "cancelled"
 """
 
@@ -26,7 +27,9 @@ MAX_DRY_BREAKERS = 8  # each makes the worker look through its vocabulary
 MAX_DRY_BREAKER_BYTES = 40  # llama.cpp cuts longer ones off
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
+Capability = Literal["chat", "completion", "embeddings", "rerank", "infill"]
+Pooling = Literal["auto", "mean", "cls", "last"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar", "tool_calls"]
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +77,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
     speculate: Literal["off", "lookup"] = "off"  # where guesses of the next tokens come from
     draft_tokens: int = 15  # most guesses of one sequence in a step
     draft_path: str = ""  # a smaller model that guesses, too
+    pooling: Pooling = "auto"  # how the embeddings of a text's tokens become one; auto: as the file says
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -91,10 +95,15 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     model_bytes: int = 0
     has_chat_template: bool = False
     fills_in: bool = False  # the vocabulary has tokens for filling in the middle
+    tool_form: str = "generic"  # how the template's model writes tool calls: a name of app.chat.formats
+    reasoning_marks: tuple[str, str] | None = None  # what its reasoning begins and ends with
+    template_variables: list[str] = []  # what clients may set, of what the template looks at
     library_build: str = ""
     device: str = ""
     fingerprint: str = ""  # of all that answers depend on: weights, build, back end, settings; hexadecimal
     load_seconds: float = 0.0
+    capabilities: list[Capability] = []  # the worker's: what the model is for
+    embedding_size: int = 0  # numbers of one embedding; 0 for models that give none
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -110,6 +119,9 @@ class RenderChat(msgspec.Struct, frozen=True, tag="render_chat"):
     messages: list[dict[str, Any]]
     add_generation_prompt: bool = True
     template_arguments: dict[str, Any] = {}
+    tools: list[dict[str, Any]] = []  # as clients of OpenAI write them
+    documents: list[dict[str, Any]] = []
+    continue_final_message: bool = False  # the last message is the beginning of the answer
 
 
 class RenderText(msgspec.Struct, frozen=True, tag="render_text"):
@@ -124,6 +136,29 @@ class Rendered(msgspec.Struct, frozen=True, tag="rendered"):
 
     request: int
     tokens: bytes  # int32 little-endian ids
+    end: str = ""  # of a chat's text, its last characters: the answer goes on from there
+
+
+class RenderInputs(msgspec.Struct, frozen=True, tag="render_inputs"):
+    """Tokenize these texts as an encoder's inputs, each with the tokens that the model puts around a text."""
+
+    request: int
+    texts: list[str]
+
+
+class RenderPairs(msgspec.Struct, frozen=True, tag="render_pairs"):
+    """Tokenize a query with each of the documents, in the way that the reranker wants its pairs."""
+
+    request: int
+    query: str
+    documents: list[str]
+
+
+class RenderedInputs(msgspec.Struct, frozen=True, tag="rendered_inputs"):
+    """The inputs in their order, ready for the worker."""
+
+    request: int
+    inputs: list[bytes]  # int32 little-endian ids each
 
 
 class RenderInfill(msgspec.Struct, frozen=True, tag="render_infill"):
@@ -184,15 +219,40 @@ class CompileGrammar(msgspec.Struct, frozen=True, tag="compile_grammar"):
 
     request: int
     kind: GrammarKind
-    source: str  # a JSON schema, a regular expression, a JSON array of strings, or Lark or GBNF
+    source: str  # a JSON schema, a regular expression, a JSON array of strings, Lark or GBNF, or a ToolGrammar
     param: str  # the field that errors name
+    prompt_end: str = ""  # as Rendered has it
+
+
+class ToolGrammar(msgspec.Struct, frozen=True):
+    """The source of a grammar of kind "tool_calls", as JSON: calls in the form that the model's template teaches."""
+
+    tools: list[dict[str, Any]]  # those that may be called
+    required: bool  # else calls are held to their form once one has begun
+    parallel: bool  # whether there may be several
+    otherwise: str | None = None  # the JSON schema of an answer that is no call, unless one is required
+
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        """The schemas of the tools' arguments, and of what else there may be."""
+        given = [tool["function"]["parameters"] for tool in self.tools]
+        return given if self.otherwise is None else [*given, msgspec.json.decode(self.otherwise, type=dict[str, Any])]
+
+
+class Trigger(msgspec.Struct, frozen=True, array_like=True):
+    """Behind which token a grammar begins; it does not while the model reasons."""
+
+    token: int
+    reasoning: tuple[int, int] | None = None  # the tokens between which it does
+    begins_in_reasoning: bool = False
 
 
 class Compiled(msgspec.Struct, frozen=True, tag="compiled"):
     """A grammar that compiles, in the form that the worker takes."""
 
     request: int
-    grammar: str
+    grammar: str  # empty: calls of this form are not held to it before they have begun, nor after
+    trigger: Trigger | None = None  # None: it holds from the first token on
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -225,12 +285,24 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     end_logprobs: bool = False  # with top_logprobs: the token that ends the answer has an entry, too
     reuse_prefix: bool = True  # whether what a slot holds of the prompt may be taken; not with prompt_logprobs
     timings_per_token: bool = False  # every piece has its timings
+    trigger: Trigger | None = None  # as Compiled has it
+    shown: tuple[str, ...] = ()  # control tokens that the text shows as they are written
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     """The client has gone, or a stop was seen outside: free the slot within one step."""
 
     request: int
+
+
+class Embed(msgspec.Struct, frozen=True, tag="embed"):
+    """Compute an embedding, or a reranker's score, of each input."""
+
+    request: int
+    inputs: list[bytes]  # int32 little-endian ids each, from one token to what the context holds
+    dimensions: int = 0  # first numbers of each embedding to keep; 0: all
+    activation: bool = True  # whether a reranker's scores become probabilities
+    client: str = ""  # clients get fair shares of the engine
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
@@ -272,6 +344,7 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
     timings: Timings | None = None  # with a finish_reason, or as the request wishes
     error_name: str = "EngineError"  # the class of app.errors that `error` belongs to
     prompt_logprobs: list[TokenLogprob] | None = None  # of the prompt's next tokens; before any text
+    vectors: bytes | None = None  # of an Embed request: float32 little-endian, input after input
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
@@ -287,6 +360,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     step_seconds: float
     guessed_tokens: int = 0  # in this step, beside the streams' own
     accepted_tokens: int = 0  # of these: they are in the answers
+    inputs_embedded: int = 0  # in this step
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):
@@ -296,12 +370,31 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     load: Load
 
 
-TextWork = RenderChat | RenderText | RenderInfill | WriteChat | Detokenize | Tokenize | CompileGrammar
-TextAnswer = Rendered | Written | Tokenized | Compiled
+TextWork = (
+    RenderChat
+    | RenderText
+    | RenderInfill
+    | RenderInputs
+    | RenderPairs
+    | WriteChat
+    | Detokenize
+    | Tokenize
+    | CompileGrammar
+)
+TextAnswer = Rendered | RenderedInputs | Written | Tokenized | Compiled
 ToText = LoadModel | TextWork
 FromText = Hello | LoadFailed | TextAnswer | Refused
-ToWorker = LoadModel | Generate | Cancel
+ToWorker = LoadModel | Generate | Embed | Cancel
 FromWorker = Hello | LoadFailed | Accepted | Refused | Step
+
+
+_PARAMS: dict[type[TextWork], str] = {
+    RenderText: "prompt",
+    RenderInfill: "prompt",
+    RenderInputs: "input",
+    RenderPairs: "documents",
+    Tokenize: "content",
+}
 
 
 def param_of(work: TextWork) -> str:
@@ -310,7 +403,7 @@ def param_of(work: TextWork) -> str:
         return "messages"
     if isinstance(work, CompileGrammar | Detokenize):
         return work.param
-    return "content" if isinstance(work, Tokenize) else "prompt"
+    return _PARAMS[type(work)]
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -89,6 +89,13 @@ class _Weights:
             self._f32 = _widen(self.raw, self.dtype, self._space, self._buffer)
         return self._f32
 
+    def for_encoder(self, tensor_type: int, *, weighted: bool) -> tuple[NDArray[Any], int]:
+        """Return weights for the encoder and the number of their type: as they are, where a kernel reads that."""
+        source = TENSOR_TYPE_NUMBERS[self.dtype.lower()]
+        if self._f32 is None and native.reads(source, tensor_type, weighted=weighted):
+            return (self.f32() if self.dtype == _F32 else self.raw), source
+        return self.f32(), TENSOR_TYPE_NUMBERS["f32"]
+
 
 def _load(slab: Slab, part: Part, checkpoint: Checkpoint, space: Workspace) -> _Weights:
     stored = checkpoint.tensors[part.source]
@@ -105,21 +112,22 @@ def _as_type(
     target = slab.tensor.type_name.upper()
     if weights.dtype == target:
         return weights.raw.view(np.uint8)
-    values = weights.f32()
     if target == _F32:
-        return values.view(np.uint8)
+        return weights.f32().view(np.uint8)
     if target in {_BF16, _F16}:
-        return _narrow(values, target, space, slab, f"out {place}").view(np.uint8)
+        return _narrow(weights.f32(), target, space, slab, f"out {place}").view(np.uint8)
     out = space.array(f"out {place}", np.uint8, slab.nbytes)
     number = TENSOR_TYPE_NUMBERS[slab.tensor.type_name]
+    weighted = importance is not None and importance.fits(slab.tensor)
+    values, source = weights.for_encoder(number, weighted=weighted)
     rows = values.reshape(-1, slab.tensor.spec.row_weights)
-    if importance is None or not importance.fits(slab.tensor):
-        native.encode_rows(number, rows, out)
+    if importance is None or not weighted:
+        native.encode_rows(number, rows, out, source=source)
     else:
         encoded = out.reshape(len(rows), -1)
         for first, end, expert in _by_expert(slab, len(rows)):
             columns = importance.columns(slab.tensor, expert)
-            native.encode_rows(number, rows[first:end], encoded[first:end], columns)
+            native.encode_rows(number, rows[first:end], encoded[first:end], columns, source)
     if not quantizer.is_valid(number, out):
         raise CheckpointError(_too_large(slab))
     return out

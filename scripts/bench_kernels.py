@@ -2,13 +2,15 @@
 
     python scripts/bench_kernels.py [--megabytes M] [--runs N] [--write docs/benchmarks.md]
 
-The weights are Gaussian and rounded to bf16. Figures are megabytes of f32 a second of the thread's own
-CPU time, which is wall time where nothing else runs. The bytes must be the same.
+The weights are Gaussian and rounded to bf16. Figures are megabytes of f32 a second of the thread's own CPU time, which
+is wall time where nothing else runs. The bytes must be the same. The last figure is wall time, and says something on an
+idle machine only: how many times as fast two threads are as one, each with weights of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import datetime as dt
 import itertools
 import sys
@@ -25,7 +27,7 @@ from app.llama.library import build_name
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize.native import hard_inputs
 from quantize.native.encoder import KERNELS, has_kernel
-from quantize.native.library import LEVELS, Library, open_library
+from quantize.native.library import Library, open_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,17 +43,17 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
-    best = open_library()
-    if best is None:
+    libraries = open_libraries()
+    if not libraries:
         print("there is no library that this machine can run: see quantize/native", file=sys.stderr)
         return 2
-    libraries = [library for level in range(best.level + 1) if (library := open_library(best.path, level)) is not None]
-    names = [LEVELS[library.level] for library in libraries]
+    names = [library.name for library in libraries]
     rows = int(asked.megabytes * 1e6 / 4 / WIDTH)
     (_, piece), = hard_inputs.pieces(1, rows * WIDTH, (hard_inputs.bf16,))  # fmt: skip
+    columns = "".join(f" {name}, MB/s | times ggml |" for name in names)
     lines = [
-        f"| type | importance | ggml, MB/s |{''.join(f' {name}, MB/s | times ggml |' for name in names)} same bytes |",
-        "| --- | --- | --- |" + " --- | --- |" * len(names) + " --- |",
+        f"| type | importance | ggml, MB/s |{columns} same bytes | two threads |",
+        "| --- | --- | --- |" + " --- | --- |" * len(names) + " --- | --- |",
     ]
     print(*lines, sep="\n")
     for name, weighted in itertools.product(KERNELS, (False, True)):
@@ -71,7 +73,7 @@ def main() -> int:
     return 0
 
 
-def _row(name: str, weighted: bool, rows: hard_inputs.Weights, libraries: list[Library], runs: int) -> str:
+def _row(name: str, weighted: bool, rows: hard_inputs.Weights, libraries: tuple[Library, ...], runs: int) -> str:
     number = TENSOR_TYPE_NUMBERS[name]
     columns = hard_inputs.importance(1, WIDTH) if weighted else None
     outs = [np.zeros(len(rows) * quantizer.row_bytes(number, WIDTH), np.uint8) for _ in range(len(libraries) + 1)]
@@ -86,7 +88,23 @@ def _row(name: str, weighted: bool, rows: hard_inputs.Weights, libraries: list[L
     for each in seconds[1:]:
         cells += [f"{rows.nbytes / median(each) / 1e6:.0f}", f"**{reference / median(each):.1f}**"]
     same = "yes" if all(np.array_equal(outs[0], out) for out in outs[1:]) else "NO"
-    return f"| {name} | {'yes' if weighted else 'no'} | {' | '.join(cells)} | {same} |"
+    gain = _two_threads(lambda out: libraries[-1].encode_rows(number, rows, out, columns), outs[0], runs)
+    return f"| {name} | {'yes' if weighted else 'no'} | {' | '.join(cells)} | {same} | {gain:.2f} |"
+
+
+def _two_threads(encode: Callable[[np.ndarray], object], out: np.ndarray, runs: int) -> float:
+    """Return how much more two threads encode than one in the same time: the median of alternating runs."""
+    outs = [out, np.empty_like(out)]
+    gains = []
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(encode, outs))  # both threads are there
+        for _ in range(runs):
+            began = time.perf_counter()
+            list(pool.map(encode, outs[:1]))
+            halfway = time.perf_counter()
+            list(pool.map(encode, outs))
+            gains.append(2 * (halfway - began) / (time.perf_counter() - halfway))
+    return median(gains)
 
 
 def _write(path: Path, lines: list[str]) -> None:

@@ -4,7 +4,8 @@
         [--write docs/benchmarks.md]
 
 For each model and type, N times: convert_hf_to_gguf.py to BF16, then llama-quantize; and `pestle quantize`; the order
-changes from run to run. Medians of wall time; peak anonymous memory of the process and its children (sampled from
+changes from run to run. Then `pestle quantize` makes three of the types from one read, N times, against the sums of
+upstream's runs for them. Medians of wall time; peak anonymous memory of the process and its children (sampled from
 /proc); bytes that the kernel was given to write. The files must be the same. Upstream's environment is that of
 scripts/oracle.py; LLAMA_QUANTIZE names upstream's binary, else the installed library does its second step.
 """
@@ -17,7 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SCRIPTS = Path(__file__).parent
-TYPES = ("q8_0", "q4_0", "q4_k_m")
+TYPES = ("q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
+TOGETHER = ("q8_0", "q4_0", "q4_k_m")  # these are also made from one read of the source
 HEADING = "## Quantization"
 MIB = 1 << 20
 BYTECODE_IS_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}  # as is usual; else every run compiles each module anew
@@ -50,6 +52,7 @@ class Row:
     convert: list[Measurement]
     quantize: list[Measurement]
     pestle: list[Measurement]
+    digest: str  # of upstream's file
     identical: bool
 
     @property
@@ -93,7 +96,8 @@ Wrote: what the kernel was given to write; upstream's sum has the BF16 file in b
 
 {date}, {machine}, load average {load}; {threads} threads, {runs} runs, alternating.
 Upstream: {upstream}. Library: {build}.
-Again: `python scripts/bench_quantize.py --runs {runs} --threads {threads} --write docs/benchmarks.md`.
+Again: `python scripts/bench_quantize.py --runs {runs} --threads {threads} --write docs/benchmarks.md`; with the kernels
+and the chart, `make bench-quantize`.
 """
 
 
@@ -119,6 +123,10 @@ def main() -> int:
             warm(checkpoint)
             for type_name in arguments.type or TYPES:
                 rows.append(measure(upstream, checkpoint, type_name, arguments.runs, arguments.threads))
+                print(" | ".join(rows[-1].cells()), flush=True)
+            singles = [row for row in rows if row.model == checkpoint.name and row.type_name in TOGETHER]
+            if len(singles) == len(TOGETHER):
+                rows.append(measure_together(checkpoint, singles, arguments.runs, arguments.threads))
                 print(" | ".join(rows[-1].cells()), flush=True)
     except (UpstreamError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -156,7 +164,7 @@ def warm(checkpoint: Path) -> None:
 
 def measure(upstream: Upstream, checkpoint: Path, type_name: str, runs: int, threads: int) -> Row:
     """Run both sides `runs` times."""
-    row = Row(checkpoint.name, type_name, [], [], [], identical=True)
+    row = Row(checkpoint.name, type_name, [], [], [], digest="", identical=True)
     digests = set()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=checkpoint.parent) as folder:
         theirs, ours, converted = (Path(folder) / f"{name}.gguf" for name in ("upstream", "pestle", "converted"))
@@ -169,18 +177,51 @@ def measure(upstream: Upstream, checkpoint: Path, type_name: str, runs: int, thr
             converted.unlink()
 
         def run_pestle() -> None:
-            command = [str(Path(sys.executable).with_name("pestle")), "quantize", str(checkpoint), "--type", type_name]
-            command += ["--out", str(ours), "--threads", str(threads), "--no-measure", "--format", "quiet"]
+            command = pestle_command(checkpoint, type_name, ours, threads)
             row.pestle.append(run_measured(command, dict(os.environ) | BYTECODE_IS_KEPT))
 
         for number in range(runs):
             for side in (run_upstream, run_pestle) if number % 2 == 0 else (run_pestle, run_upstream):
                 os.sync()  # what one side left to be written must not slow the other's
                 side()
-            digests |= {file_sha256(theirs), file_sha256(ours)}
+            digest = file_sha256(theirs)
+            digests |= {digest, file_sha256(ours)}
             theirs.unlink()
             ours.unlink()
-    return Row(row.model, type_name, row.convert, row.quantize, row.pestle, identical=len(digests) == 1)
+    return replace(row, digest=digest, identical=len(digests) == 1)
+
+
+def measure_together(checkpoint: Path, singles: Sequence[Row], runs: int, threads: int) -> Row:
+    """Make the types of `singles` from one read, `runs` times; upstream's side is the sum of its runs for them."""
+    names = [row.type_name for row in singles]
+    ours, same = [], True
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(prefix=".bench-", dir=checkpoint.parent) as folder:
+            out = Path(folder) / "all"
+            os.sync()
+            command = pestle_command(checkpoint, ",".join(names), out, threads)
+            ours.append(run_measured(command, dict(os.environ) | BYTECODE_IS_KEPT))
+            same = same and {file_sha256(path) for path in out.glob("*.gguf")} == {row.digest for row in singles}
+    convert = [added(each) for each in zip(*(row.convert for row in singles), strict=True)]
+    quantize = [added(each) for each in zip(*(row.quantize for row in singles), strict=True)]
+    return Row(checkpoint.name, f"{', '.join(names)} from one read", convert, quantize, ours, digest="", identical=same)
+
+
+def added(runs: Sequence[Measurement]) -> Measurement:
+    """Return what some runs cost one after the other."""
+    return Measurement(
+        seconds=sum(run.seconds for run in runs),
+        peak_anonymous=max(run.peak_anonymous for run in runs),
+        written=sum(run.written for run in runs),
+        read=sum(run.read for run in runs),
+        cpu_seconds=sum(run.cpu_seconds for run in runs),
+    )
+
+
+def pestle_command(checkpoint: Path, types: str, out: Path, threads: int) -> list[str]:
+    """Return our side's command; of several types, `out` is a folder."""
+    command = [str(Path(sys.executable).with_name("pestle")), "quantize", str(checkpoint), "--type", types]
+    return [*command, "--out", str(out), "--threads", str(threads), "--no-measure", "--format", "quiet"]
 
 
 def quantize_command(upstream: Upstream, source: Path, out: Path, type_name: str, threads: int) -> list[str]:

@@ -91,7 +91,7 @@ def main() -> int:
     ratios: list[Cost] = []
     with Model(arguments.model, device="cpu") as model:
         asked = CompileGrammar(1, "json_schema", json.dumps(SCHEMA), "schema")
-        grammar = GrammarChecker(model.vocabulary).compiled(asked)
+        grammar, _ = GrammarChecker(model.vocabulary).compiled(asked)
         for pair in range(arguments.pairs):
             order = (None, grammar) if pair % 2 else (grammar, None)
             costs = {

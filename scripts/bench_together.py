@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from bench_quantize import BYTECODE_IS_KEPT, TYPES, checkpoint_folder, warm
+from bench_quantize import BYTECODE_IS_KEPT, checkpoint_folder, pestle_command, warm
+from bench_quantize import TOGETHER as TYPES
 from measured_process import Measurement, run_measured
 
 FLOOR = 1.1
@@ -49,10 +50,8 @@ def quantized(checkpoint: Path, types: str, threads: int) -> Measurement:
     """Quantize into a folder that is removed."""
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=checkpoint.parent) as folder:
         out = Path(folder) / ("all" if "," in types else "one.gguf")
-        command = [str(Path(sys.executable).with_name("pestle")), "quantize", str(checkpoint), "--type", types]
-        command += ["--out", str(out), "--threads", str(threads), "--no-measure", "--format", "quiet"]
         os.sync()
-        return run_measured(command, dict(os.environ) | BYTECODE_IS_KEPT)
+        return run_measured(pestle_command(checkpoint, types, out, threads), dict(os.environ) | BYTECODE_IS_KEPT)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from app.cli import compare, imatrix, quantize, serve, show, verify
+from app.cli import compare, doctor, imatrix, quantize, serve, show, verify
 from app.errors import InterruptedByUserError, PestleError
 
 _EXAMPLES = """\
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and leave")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, quantize, imatrix, compare, show, verify):
+    for module in (serve, quantize, imatrix, compare, show, verify, doctor):
         module.add_command(commands)
     return parser
 

@@ -26,6 +26,7 @@ _PADDING = 256  # to whose multiples llama.cpp brings a sequence's share
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _NO_KV_SLOT = 1
 _EXPLANATIONS = {
+    1: "the KV cache has no room for this batch",
     2: "the computation was aborted",
     -1: "the batch is not valid",
     -2: "memory for the computation could not be allocated",
@@ -117,8 +118,7 @@ class Context(Handle):
             return self._view_logits(batch.rows)
         if code == _NO_KV_SLOT:
             raise NoKvSlotError("the KV cache has no room for this batch (llama_decode returned 1)")
-        explanation = _EXPLANATIONS.get(code, "an unknown failure")
-        raise DecodeError(f"llama_decode returned {code}: {explanation}\n{log_tail.summary()}".rstrip())
+        raise decode_failure(code)
 
     def state_bytes(self, sequence: int) -> int:
         """Return how many bytes `save_sequence` would return."""
@@ -152,6 +152,12 @@ class Context(Handle):
 
     def _free(self, pointer: Any) -> None:
         self._llama.llama_free(pointer)
+
+
+def decode_failure(code: int) -> DecodeError:
+    """Return the error for what `llama_decode` returned, with llama.cpp's last words."""
+    explanation = _EXPLANATIONS.get(code, "an unknown failure")
+    return DecodeError(f"llama_decode returned {code}: {explanation}\n{log_tail.summary()}".rstrip())
 
 
 def _bytes_of(array: npt.NDArray[np.uint8]) -> Any:

@@ -71,6 +71,11 @@ class _LoadedModel(Handle):
         template: bytes | None = self._llama.llama_model_chat_template(self.pointer, None)
         return None if template is None else template.decode("utf-8", "replace")
 
+    @property
+    def rerank_template(self) -> str | None:
+        """The file's template for rerankers: a text with {query} and {document} in it."""
+        return self.metadata.get("tokenizer.chat_template.rerank")
+
     def _free(self, pointer: Any) -> None:
         self._llama.llama_model_free(pointer)
 
@@ -134,14 +139,16 @@ class Model(_LoadedModel):
         return int(self._llama.llama_model_size(self.pointer))
 
     @property
+    def has_recurrent_state(self) -> bool:
+        """Whether each sequence has a state of a fixed size, which takes memory for every slot."""
+        return bool(
+            self._llama.llama_model_is_recurrent(self.pointer) or self._llama.llama_model_is_hybrid(self.pointer)
+        )
+
+    @property
     def can_rewind(self) -> bool:
         """Whether a sequence's memory can be cut at any position: not with recurrent states or sliding windows."""
-        llama, pointer = self._llama, self.pointer
-        return not (
-            llama.llama_model_is_recurrent(pointer)
-            or llama.llama_model_is_hybrid(pointer)
-            or llama.llama_model_n_swa(pointer) > 0
-        )
+        return not (self.has_recurrent_state or self._llama.llama_model_n_swa(self.pointer) > 0)
 
 
 def _device_list(pointers: list[int]) -> Any:

@@ -43,6 +43,11 @@ def answer_tokens(prompt: Prompt, prompt_bytes: bytes, context_length: int, requ
 def token_prompt(tokens: list[int], vocabulary_size: int, param: str = "prompt") -> bytes:
     """Return token ids as the frames carry them. Raises RequestError for an id outside the vocabulary."""
     check_ids(tokens, vocabulary_size, param)
+    return token_bytes(tokens)
+
+
+def token_bytes(tokens: list[int]) -> bytes:
+    """Return token ids as the frames carry them: int32, little-endian."""
     ids = array("i", tokens)
     if sys.byteorder == "big":
         ids.byteswap()

@@ -102,7 +102,7 @@ class Forecast:
         if rate is None or request.streams:
             return 0, 0.0
         tokens = max(sequence.min_tokens for sequence in sequences)
-        if request.ignore_eos and not (request.stop or request.stop_tokens or request.grammar):
+        if request.ignore_eos and not (request.stop or request.stop_tokens or request.grammar or request.tools):
             tokens = max(sequence.max_tokens for sequence in sequences)
         return tokens, tokens * rate * math.ceil(len(sequences) / self._admission.slots)
 

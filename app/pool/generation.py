@@ -41,6 +41,8 @@ class Generation:
         self.completion_tokens = 0  # drawn so far, over all choices
         self.error: PestleError | None = None
         self.delivered = False  # the reader has had something: nothing may be run again silently
+        self.prompt_end = ""  # the last of a chat's text, from which the answer goes on
+        self.has_certain_calls = False  # a grammar holds calls of tools to their form
         self._opened = time.monotonic()
         self._first_token = 0.0
         self._queued = 0.0

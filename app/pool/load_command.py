@@ -38,6 +38,7 @@ def load_command(settings: ServeSettings, model_file: Path) -> LoadModel:
         deterministic=alone,
         speculate=speculate,
         draft_tokens=settings.draft_tokens,
+        pooling=settings.pooling,
         draft_path=str(Path(draft).expanduser().absolute()) if draft else "",
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -19,25 +19,29 @@ from app.errors import (
     PestleError,
 )
 from app.messages import (
+    Compiled,
     CompileGrammar,
     FromText,
     FromWorker,
     Generate,
     Hello,
-    RenderChat,
+    Rendered,
     RenderInfill,
     RenderText,
 )
 from app.observability.logging import get_logger
 from app.pool.admission import Admission
+from app.pool.chat_request import grammar_asked, render_chat, shown_tokens
 from app.pool.child import python_module
 from app.pool.context_check import answer_tokens, check_ids, token_prompt
+from app.pool.embedding import capabilities, check_capability, count_tokens, embed_command
 from app.pool.forecast import Forecast
 from app.pool.generation import Generation
 from app.pool.load_command import load_command
 from app.pool.model_info import model_info
 from app.pool.request import (
     ChatPrompt,
+    EmbeddingRequest,
     GenerationRequest,
     InfillPrompt,
     ModelInfo,
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as AbstractSequence
     from pathlib import Path
 
+    from app.chat.formats import ToolForm
     from app.config import ServeSettings
     from app.observability.metrics import Metrics
 
@@ -200,8 +205,11 @@ class Pool:
             bytes=worker.model_bytes,
             fingerprint=worker.fingerprint,
             vocabulary_size=worker.vocabulary_size,
-            has_chat_template=text.has_chat_template,
-            fills_in=text.fills_in,
+            capabilities=capabilities(worker, fills_in=text.fills_in),
+            embedding_size=worker.embedding_size,
+            tool_form=cast("ToolForm", text.tool_form),
+            reasoning_marks=text.reasoning_marks,
+            template_variables=frozenset(text.template_variables),
             ready=True,
         )
 
@@ -225,8 +233,10 @@ class Pool:
 
     # ---- one request ----
 
-    async def open(self, request: GenerationRequest) -> Generation:
+    async def open(self, request: GenerationRequest | EmbeddingRequest) -> Generation:
         """Admit a request, make tokens of its prompts, check that they fit, and have the worker accept it.
+
+        A request for embeddings or scores gets one piece, which carries its vectors.
 
         Everything that can fail before the HTTP status fails here. Raises LoadingError, DrainingError,
         ModelFailedError, QueueFullError, RequestError and its kin, EngineCrashedError. Cancelling it at any point
@@ -234,12 +244,14 @@ class Pool:
         """
         try:
             self._check_state()
-            permits = len(request.prompts) * request.n
+            check_capability(request, self._info)
+            prompts, n = request.shape
+            permits = prompts * n
             self._admission.take(permits)
         except PestleError as error:
             self._count_failure(error)
             raise
-        generation = Generation(self, len(request.prompts), request.n)
+        generation = Generation(self, prompts, n)
         opened = self._open[generation] = _Open(permits)
         try:
             await self._begin_in_time(opened, generation, request)
@@ -250,7 +262,9 @@ class Pool:
             raise
         return generation
 
-    async def _begin_in_time(self, opened: _Open, generation: Generation, request: GenerationRequest) -> None:
+    async def _begin_in_time(
+        self, opened: _Open, generation: Generation, request: GenerationRequest | EmbeddingRequest
+    ) -> None:
         """Begin, and see to it that the whole request ends in time. Raises DeadlineExceededError, too."""
         if not (seconds := self._request_timeout):
             await self._begin(generation, request)
@@ -265,23 +279,26 @@ class Pool:
             raise error from None
         opened.deadline = loop.call_at(deadline, self._worker.fail, generation, error)
 
-    async def _begin(self, generation: Generation, request: GenerationRequest) -> None:
+    async def _begin(self, generation: Generation, request: GenerationRequest | EmbeddingRequest) -> None:
         admitted = time.monotonic()
+        if isinstance(request, EmbeddingRequest):
+            await self._begin_embedding(generation, request, admitted)
+            return
         check_ids(list(request.sampling.logit_bias), self._vocabulary_size, "logit_bias")
         context_length = self._info.context_length
-        grammar = await self._grammar(request)
-        prompts = [await self._tokens(prompt) for prompt in request.prompts]
+        rendered = [await self._rendered(prompt) for prompt in request.prompts]
+        prompts = [prompt.tokens for prompt in rendered]
+        grammar = await self._grammar(request, rendered[0].end)
         budgets = [
             answer_tokens(prompt, tokens, context_length, request)
             for prompt, tokens in zip(request.prompts, prompts, strict=True)
         ]
-        if self.failure is not None:
-            raise self._failed_error()
-        if self._drained:
-            raise self._draining_error()
+        self._check_served()
         if request.echo:
             generation.echoes = [await self.text.echo(prompt) for prompt in request.prompts]
         generation.prompt_tokens = sum(map(len, prompts)) // _BYTES_PER_TOKEN
+        generation.prompt_end = rendered[0].end
+        generation.has_certain_calls = bool(request.tools and grammar and grammar.grammar)
         self._metrics.prompt_tokens.inc(generation.prompt_tokens)
         choices = itertools.product(zip(prompts, budgets, strict=True), range(request.n))
         messages = [self._generate(request, tokens, budget, k, grammar) for (tokens, budget), k in choices]
@@ -291,10 +308,26 @@ class Pool:
             self._worker.start(Sequence(generation, index, message, admitted))
         await generation.accepted()
 
-    async def _tokens(self, prompt: Prompt) -> bytes:
+    async def _begin_embedding(self, generation: Generation, request: EmbeddingRequest, admitted: float) -> None:
+        number = self._request_numbers.__next__
+        command = await embed_command(request, self._text, number, self._info, self._vocabulary_size)
+        self._check_served()
+        generation.prompt_tokens = count_tokens(command)
+        self._metrics.prompt_tokens.inc(generation.prompt_tokens)
+        self._worker.start(Sequence(generation, 0, command, admitted))
+        await generation.accepted()
+
+    def _check_served(self) -> None:
+        """Raise the error of what happened while a prompt was tokenized."""
+        if self.failure is not None:
+            raise self._failed_error()
+        if self._drained:
+            raise self._draining_error()
+
+    async def _rendered(self, prompt: Prompt) -> Rendered:
         number = next(self._request_numbers)
         if isinstance(prompt, ChatPrompt):
-            return await self._text.render(RenderChat(number, prompt.messages))
+            return await self._text.render(render_chat(number, prompt))
         if isinstance(prompt, TextPrompt):
             return await self._text.render(RenderText(number, prompt.text))
         if isinstance(prompt, InfillPrompt):
@@ -302,16 +335,16 @@ class Pool:
                 return await self._text.render(RenderInfill(number, prompt.before.text, prompt.after))
             ids = token_prompt(prompt.before.tokens, self._vocabulary_size)
             return await self._text.render(RenderInfill(number, "", prompt.after, ids))
-        return token_prompt(prompt.tokens, self._vocabulary_size)
+        return Rendered(number, token_prompt(prompt.tokens, self._vocabulary_size))
 
-    async def _grammar(self, request: GenerationRequest) -> str | None:
-        if (asked := request.grammar) is None:
+    async def _grammar(self, request: GenerationRequest, prompt_end: str) -> Compiled | None:
+        if (asked := grammar_asked(request)) is None:
             return None
         number = next(self._request_numbers)
-        return await self._text.compile(CompileGrammar(number, asked.kind, asked.source, asked.param))
+        return await self._text.compile(CompileGrammar(number, asked.kind, asked.source, asked.param, prompt_end))
 
     def _generate(
-        self, request: GenerationRequest, tokens: bytes, budget: int, k: int, grammar: str | None
+        self, request: GenerationRequest, tokens: bytes, budget: int, k: int, grammar: Compiled | None
     ) -> Generate:
         sampling = request.sampling
         seed = 0 if sampling.seed is None and self._load.deterministic else sampling.seed
@@ -330,7 +363,9 @@ class Pool:
             priority=request.priority,
             min_tokens=request.min_tokens,
             stop_tokens=request.stop_tokens,
-            grammar=grammar,
+            grammar=(grammar.grammar or None) if grammar else None,
+            trigger=grammar.trigger if grammar else None,
+            shown=shown_tokens(request, self._info),
             prompt_logprobs=request.prompt_logprobs,
             end_logprobs=request.end_logprobs,
             reuse_prefix=request.reuse_prefix,

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from app.messages import GrammarKind, Sampling
+from app.chat.formats import ToolForm
+from app.messages import Capability, GrammarKind, Sampling
 
 
 class PoolState(enum.StrEnum):
@@ -37,21 +38,23 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     trained_context: int = 0  # tokens of context that it was trained for
     vocabulary_size: int = 0
     card: dict[str, Any] | None = None  # of the quantization, without its tensors
-    has_chat_template: bool = False
-    fills_in: bool = False  # has tokens for filling in the middle
+    capabilities: tuple[Capability, ...] = ()
+    embedding_size: int = 0  # numbers of one embedding; 0 for models that give none
+    tool_form: ToolForm = "generic"
+    reasoning_marks: tuple[str, str] | None = None
+    template_variables: frozenset[str] = frozenset()  # what clients may set, of what its chat template looks at
     ready: bool = False
-
-    @property
-    def capabilities(self) -> list[str]:
-        """What it can be asked for; empty until it is loaded."""
-        able = {"completion": True, "chat": self.has_chat_template, "infill": self.fills_in}
-        return [name for name, can in able.items() if can] if self.context_length else []
 
 
 class ChatPrompt(msgspec.Struct, frozen=True):
-    """Messages for the model's own chat template."""
+    """Messages for the model's own chat template, and what else that gets."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = []
+    documents: list[dict[str, Any]] = []
+    template_arguments: dict[str, Any] = {}
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True):
@@ -91,6 +94,19 @@ class Patience(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class ToolUse(msgspec.Struct, frozen=True):
+    """What the model may call."""
+
+    tools: list[dict[str, Any]]  # as templates show them
+    required: bool  # whether the answer must be a call
+    parallel: bool  # whether it may be several
+
+    @property
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """The functions' parameters by their names."""
+        return {tool["function"]["name"]: tool["function"]["parameters"] for tool in self.tools}
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`len(prompts) * n` sequences to generate; the index of a choice is `prompt_index * n + k`."""
 
@@ -107,6 +123,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     stop_tokens: list[int] = []  # which end the answer as the model's own end of text does
     grammar: GrammarSource | None = None
+    tools: ToolUse | None = None
     echo: bool = False  # the generation tells the prompts' texts
     prompt_logprobs: int | None = None  # of the prompts' own tokens, with so many alternatives each; None: none
     end_logprobs: bool = False  # with top_logprobs: the token that ends the answer has an entry, too
@@ -115,3 +132,31 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     streams: bool = False  # the first token is what the client waits for, else the whole answer
     patience: Patience | None = None  # None: the client says nothing
     max_tokens_param: str = "max_tokens"  # the field that errors about the answer's length name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The prompts, and the choices of each."""
+        return len(self.prompts), self.n
+
+
+class Pairs(msgspec.Struct, frozen=True):
+    """A query and what is to be scored against it."""
+
+    query: str
+    documents: list[str]
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to embed, all as strings or all as token ids, or documents to score. To the engine it is one sequence."""
+
+    inputs: list[str] | list[list[int]] | Pairs
+    single: bool = False  # the client sent one input, not a list of them
+    dimensions: int | None = None  # None: all that the model has
+    activation: bool = True  # whether scores become probabilities
+    request_id: str
+    client: str = ""  # clients get fair shares of the engine
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """One prompt with one choice: what a request takes of the queue."""
+        return 1, 1

@@ -14,7 +14,10 @@ from app.messages import (
     Refused,
     RenderChat,
     Rendered,
+    RenderedInputs,
     RenderInfill,
+    RenderInputs,
+    RenderPairs,
     RenderText,
     TextAnswer,
     TextWork,
@@ -86,14 +89,20 @@ class TextClient:
         """Prompts without an answer."""
         return len(self._sent) + len(self._unsent)
 
-    async def render(self, message: RenderChat | RenderText | RenderInfill) -> bytes:
-        """Return the prompt's token ids, int32 little-endian.
+    async def render(self, message: RenderChat | RenderText | RenderInfill) -> Rendered:
+        """Return the prompt's tokens.
 
         Raises TemplateRefusedError, PromptRefusedError, UnsupportedFieldError, and what `fail_all` was told.
         """
         answer = await self._ask(message)
         assert isinstance(answer, Rendered)  # noqa: S101 - what the child answers to a prompt
-        return answer.tokens
+        return answer
+
+    async def render_inputs(self, message: RenderInputs | RenderPairs) -> list[bytes]:
+        """Return the token ids of each input, int32 little-endian. Raises the same errors as `render`."""
+        answer = await self._ask(message)
+        assert isinstance(answer, RenderedInputs)  # noqa: S101 - what the child answers to inputs
+        return answer.inputs
 
     async def write(self, message: WriteChat | Detokenize) -> str:
         """Return a text. Raises as `render` does."""
@@ -107,14 +116,14 @@ class TextClient:
         assert isinstance(answer, Tokenized)  # noqa: S101 - as above
         return answer
 
-    async def compile(self, message: CompileGrammar) -> str:
+    async def compile(self, message: CompileGrammar) -> Compiled:
         """Return the grammar in the form that the worker takes.
 
         Raises GrammarRefusedError, and what `fail_all` was told.
         """
         answer = await self._ask(message)
         assert isinstance(answer, Compiled)  # noqa: S101 - what the child answers to a grammar
-        return answer.grammar
+        return answer
 
     async def _ask(self, message: TextWork) -> TextAnswer:
         pending = _Pending(message, asyncio.get_running_loop().create_future())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.errors import RequestError
-from app.messages import Detokenize, RenderChat, Tokenize, WriteChat
+from app.messages import Detokenize, Tokenize, WriteChat
+from app.pool.chat_request import render_chat
 from app.pool.context_check import token_prompt
 from app.pool.request import ChatPrompt, TextPrompt, TokenPrompt
 
@@ -43,12 +44,12 @@ class TextService:
         return await self._client.write(Detokenize(next(self._numbers), ids, param))
 
     async def written_chat(self, prompt: ChatPrompt) -> str:
-        """Return the text that the model's template makes of messages.
+        """Return the text that the model's template makes of a chat: its messages, tools, documents and switches.
 
         Raises TemplateRefusedError, and what `tokenize` raises.
         """
         self._check_state()
-        return await self._client.write(WriteChat(RenderChat(next(self._numbers), prompt.messages)))
+        return await self._client.write(WriteChat(render_chat(next(self._numbers), prompt)))
 
     async def echo(self, prompt: Prompt) -> str:
         """Return a prompt's own text. Raises RequestError for one that is neither text nor tokens."""

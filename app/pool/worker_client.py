@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from app.errors import EngineCrashedError, PestleError
-from app.messages import Accepted, Cancel, Generate, Hello, Piece, Refused, Step
+from app.messages import Accepted, Cancel, Embed, Generate, Hello, Piece, Refused, Step
 from app.observability.logging import get_logger
 from app.pool.refusal import named_error, refusal_error
 
@@ -27,7 +27,7 @@ class Sequence:
 
     __slots__ = ("accepted", "admitted", "first", "generation", "index", "last", "message", "runs", "tokens")
 
-    def __init__(self, generation: Generation, index: int, message: Generate, admitted: float) -> None:
+    def __init__(self, generation: Generation, index: int, message: Generate | Embed, admitted: float) -> None:
         self.generation = generation
         self.index = index
         self.message = message
@@ -101,7 +101,10 @@ class WorkerClient:
             for piece in message.pieces:
                 self._on_piece(piece, now)
             load = message.load
-            self._pace.step(load.tokens_generated, load.step_seconds, load.prompt_tokens_computed)
+            if load.inputs_embedded:
+                self._pace.step(load.prompt_tokens_computed, load.step_seconds)
+            else:
+                self._pace.step(load.tokens_generated, load.step_seconds, load.prompt_tokens_computed)
             self._metrics.observe_load(load)
             self._idle()
         elif isinstance(message, Accepted):
@@ -167,15 +170,17 @@ class WorkerClient:
         metrics = self._metrics
         metrics.success(piece.finish_reason or "")
         metrics.e2e_latency.observe(now - sequence.admitted)
-        metrics.prefix_queries.inc(len(sequence.message.prompt) // 4)
-        metrics.prefix_hits.inc(piece.cached_tokens)
+        generated = isinstance(sequence.message, Generate)
+        if isinstance(sequence.message, Generate):
+            metrics.prefix_queries.inc(len(sequence.message.prompt) // 4)
+            metrics.prefix_hits.inc(piece.cached_tokens)
         if sequence.tokens > 1:
             metrics.time_per_output_token.observe((sequence.last - sequence.first) / (sequence.tokens - 1))
         if piece.timings is not None:
             metrics.queue_time.observe(piece.timings.queued)
             metrics.prefill_time.observe(piece.timings.prefill)
             metrics.decode_time.observe(piece.timings.decode)
-        self._pace.answer(sequence.tokens)
+        self._pace.answer(sequence.tokens if generated else sequence.generation.prompt_tokens)
 
     def _send(self, sequence: Sequence) -> None:
         assert self.supervisor is not None  # noqa: S101 - the pool wires it before anything runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,14 +24,14 @@ from app.server.schema.responses import usage
 from app.server.unknown_fields import decode_without_unknown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from litestar.connection import Request
 
     from app.messages import Piece
     from app.observability.metrics import Metrics
     from app.pool.pool import Pool
-    from app.pool.request import GenerationRequest, ModelInfo
+    from app.pool.request import EmbeddingRequest, GenerationRequest, ModelInfo
     from app.server.exchange import Exchange
 
 
@@ -46,13 +47,20 @@ async def read(
     Raises what reading and decoding raise, and ModelNotFoundError; such refusals are counted under the served model.
     """
     exchange = exchange_of(request.scope)
-    try:
+    with refusals_counted(pool, metrics):
         patience = client_patience(request.headers)
         asked = await decoded(request, decode)
-        wanted = asked.generation_request(exchange.request_id, _client(request))
+        wanted = asked.generation_request(exchange.request_id, client_of(request))
         model = pool.model(asked.model)
         exchange.fields["model"] = model.id
         return asked, model, msgspec.structs.replace(wanted, patience=patience, streams=asked.stream is True)
+
+
+@contextlib.contextmanager
+def refusals_counted(pool: Pool, metrics: Metrics) -> Iterator[None]:
+    """Count what is refused in the block under the served model."""
+    try:
+        yield
     except PestleError as error:
         metrics.model(pool.models()[0].id).failure(error.code or error.type)
         raise
@@ -64,7 +72,7 @@ async def decoded(request: Request[Any, Any, Any], decode: Callable[[bytes], Doc
     return decode_without_unknown(body, decode, exchange_of(request.scope))
 
 
-def _client(request: Request[Any, Any, Any]) -> str:
+def client_of(request: Request[Any, Any, Any]) -> str:
     """Return who is to get a fair share: the connection."""
     return "{}:{}".format(*request.scope["client"]) if request.scope["client"] else ""
 
@@ -80,7 +88,7 @@ def json(body: bytes, headers: dict[str, str]) -> Response[bytes]:
 
 
 async def whole(
-    request: Request[Any, Any, Any], pool: Pool, asked: GenerationRequest
+    request: Request[Any, Any, Any], pool: Pool, asked: GenerationRequest | EmbeddingRequest
 ) -> tuple[list[Piece], Generation]:
     """Return every choice as one piece, and the generation for its counts.
 
@@ -106,7 +114,7 @@ async def stream(
     """Return a response that streams; whatever can fail before the HTTP status has then succeeded."""
     exchange = exchange_of(request.scope)
     generation = await unless_gone(request.receive, pool.open(asked), Generation.aclose)
-    chunks.begin(generation)
+    chunks.opened(generation)
     generation.listen(functools.partial(_pass_on, generation, chunks, exchange))
     return sse.EventStream(_events(generation, chunks, exchange), headers, generation.aclose)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from litestar import Litestar
 
 from app.server import exceptions
-from app.server.routes import chat, completions, health, models, page, text
+from app.server.routes import chat, completions, embeddings, health, models, page, text
 from app.server.routes import metrics as metrics_route
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def create_app(pool: Pool, settings: ServeSettings, metrics: Metrics) -> Litesta
         route_handlers=[
             chat.handler(pool, metrics),
             completions.handler(pool, metrics),
+            *embeddings.handlers(pool, metrics),
             *models.handlers(pool),
             *text.handlers(pool),
             *health.handlers(pool),

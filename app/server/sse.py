@@ -58,8 +58,8 @@ class Chunks:
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._starts = [head + b'{"index":%d,' % index for index in range(choices)]
 
-    def begin(self, generation: Generation) -> None:
-        """Take the generation that the chunks will be of, before any of them is asked for."""
+    def opened(self, generation: Generation) -> None:
+        """Take notice of the generation whose events these will be, before the first of them."""
 
     def encode(self, updates: Iterable[Update]) -> bytes:
         """Return the events of everything there is now, to be sent at once; perhaps none."""
@@ -150,7 +150,7 @@ class TextChunks(Chunks):
 class EchoChunks(TextChunks):
     """The events of a text answer that begins with its prompt."""
 
-    def begin(self, generation: Generation) -> None:
+    def opened(self, generation: Generation) -> None:
         """Take the prompts' texts."""
         n = len(self._starts) // len(generation.echoes)
         self._echoed = [

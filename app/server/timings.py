@@ -46,10 +46,10 @@ class TimedChunks(Chunks):
         self._chunks = chunks
         self._generation: Generation | None = None
 
-    def begin(self, generation: Generation) -> None:
+    def opened(self, generation: Generation) -> None:
         """Take the generation whose tokens are counted."""
         self._generation = generation
-        self._chunks.begin(generation)
+        self._chunks.opened(generation)
 
     def first(self) -> bytes:
         """Return the events that open every choice."""

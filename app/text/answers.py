@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from app.messages import (
     RenderChat,
     Rendered,
     RenderInfill,
+    RenderInputs,
+    RenderPairs,
     RenderText,
     Tokenize,
     Tokenized,
@@ -22,20 +24,42 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from app.messages import TextAnswer
-    from app.text.template import ChatTemplate
+    from app.text.chat_renderer import ChatRenderer
+    from app.text.inputs import InputRenderer
     from app.text.tokenize import Tokenizer
 
-    Work = RenderChat | RenderText | RenderInfill | WriteChat | Detokenize | Tokenize
+    Work = RenderChat | RenderText | RenderInfill | RenderInputs | RenderPairs | WriteChat | Detokenize | Tokenize
+
+_END_CHARACTERS = 64  # of a prompt, that tell how its answer begins
 
 
-def answer(request: Work, template: ChatTemplate, tokenizer: Tokenizer) -> TextAnswer:
-    """Return the answer. Raises PromptRefusedError, TemplateRefusedError, UnsupportedFieldError; and MemoryError."""
+class Answers(NamedTuple):
+    """One model's template and tokenizer, and what is asked of them."""
+
+    chats: ChatRenderer
+    inputs: InputRenderer
+    tokenizer: Tokenizer
+
+    def answer(self, request: Work) -> TextAnswer:
+        """Return the answer.
+
+        Raises PromptRefusedError, TemplateRefusedError, UnsupportedFieldError; and MemoryError.
+        """
+        if isinstance(request, RenderInputs | RenderPairs):
+            return self.inputs.rendered(request)
+        if isinstance(request, WriteChat):
+            return Written(request.request, self.chats.text(request.chat))
+        if isinstance(request, RenderChat):
+            text = self.chats.text(request)
+            return Rendered(request.request, _frame(self.tokenizer.rendered_chat(text)), text[-_END_CHARACTERS:])
+        return _of_text(request, self.tokenizer)
+
+
+def _of_text(request: RenderText | RenderInfill | Detokenize | Tokenize, tokenizer: Tokenizer) -> TextAnswer:
     number = request.request
     if isinstance(request, Detokenize):
         text = b"".join(map(tokenizer.piece, np.frombuffer(request.tokens, "<i4").tolist()))
         return Written(number, text.decode("utf-8", "replace"))
-    if isinstance(request, WriteChat):
-        return Written(number, _written(request.chat, template))
     if isinstance(request, Tokenize):
         tokens = tokenizer.tokens(request.text, add_special=request.add_special, parse_special=request.parse_special)
         pieces = [tokenizer.piece(token) for token in tokens.tolist()] if request.with_pieces else None
@@ -44,15 +68,7 @@ def answer(request: Work, template: ChatTemplate, tokenizer: Tokenizer) -> TextA
         ids = request.before_tokens
         before = request.before if ids is None else np.frombuffer(ids, "<i4")
         return Rendered(number, _frame(tokenizer.infill(before, request.after)))
-    if isinstance(request, RenderChat):
-        return Rendered(number, _frame(tokenizer.rendered_chat(_written(request, template))))
     return Rendered(number, _frame(tokenizer.plain(request.text)))
-
-
-def _written(chat: RenderChat, template: ChatTemplate) -> str:
-    return template.render(
-        chat.messages, add_generation_prompt=chat.add_generation_prompt, arguments=chat.template_arguments
-    )
 
 
 def _frame(tokens: npt.NDArray[np.int32]) -> bytes:

@@ -12,11 +12,14 @@ import msgspec
 
 from app import guidance
 from app.errors import GrammarRefusedError
+from app.messages import ToolGrammar
 from app.text.gbnf import is_gbnf, lark_from_gbnf
+from app.text.tool_grammar import CallGrammars
 
 if TYPE_CHECKING:
+    from app.chat.formats import ToolForm
     from app.llama.vocab import Vocabulary
-    from app.messages import CompileGrammar
+    from app.messages import CompileGrammar, Trigger
 
 MAX_SOURCE_BYTES = 256 * 1024
 MAX_DEPTH = 64  # of a schema's objects and arrays, and of a grammar's or pattern's brackets
@@ -31,23 +34,48 @@ _OPENING, _CLOSING = "([{", ")]}"
 class GrammarChecker:
     """Compiles grammars for one vocabulary and follows each a few tokens far."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, tool_form: ToolForm = "generic", reasoning: tuple[str, str] | None = None
+    ) -> None:
+        """`tool_form` and `reasoning`: how the model's template has it write calls, and mark reasoning."""
         self._vocabulary = vocabulary
+        self._calls = CallGrammars(tool_form, reasoning, vocabulary)
 
     @functools.cached_property
     def _tokenizer(self) -> guidance.GrammarTokenizer:
         return guidance.GrammarTokenizer(self._vocabulary)
 
-    def compiled(self, asked: CompileGrammar) -> str:
-        """Return the grammar as the worker takes it. Raises GrammarRefusedError with the reason and the field."""
+    def compiled(self, asked: CompileGrammar) -> tuple[str, Trigger | None]:
+        """Return the grammar as the worker takes it, and behind what it begins, None for at once.
+
+        Raises GrammarRefusedError with the reason and the field.
+        """
         try:
             _bound_bytes("it", asked.source, MAX_SOURCE_BYTES)
+            if asked.kind == "tool_calls":
+                return self._tool_calls(msgspec.json.decode(asked.source, type=ToolGrammar), asked.prompt_end)
             grammar = _TRANSLATE[asked.kind](asked.source)
             self._try(grammar)
         except GrammarRefusedError as error:
             message = f"'{asked.param}' cannot be followed: {error.message}"
             raise GrammarRefusedError(message, param=asked.param) from error
-        return grammar
+        return grammar, None
+
+    def _tool_calls(self, asked: ToolGrammar, prompt_end: str) -> tuple[str, Trigger | None]:
+        """Return the grammar of calls; an empty one when none is required and none can be had."""
+        try:
+            for schema in asked.schemas:
+                _bound_schema(schema)
+            calls = self._calls.grammar(asked, prompt_end)
+            if calls is None:
+                return "", None
+            grammar = guidance.lark_grammar(calls.lark)
+            self._try(grammar)
+        except GrammarRefusedError:
+            if asked.required or asked.otherwise is not None:
+                raise
+            return "", None  # calls are read without it
+        return grammar, calls.trigger
 
     def _try(self, grammar: str) -> None:
         """Compile it and go a short way: what breaks at once shall not break in the middle of an answer."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from app.chat.formats import KNOWN_TEMPLATE_VARIABLES, reasoning_marks
 from app.childhood import end_with_parent
 from app.errors import GrammarRefusedError, ModelLoadError, PestleError, PromptRefusedError
 from app.llama.library import build_name
@@ -38,15 +39,21 @@ from app.messages import (
     encode_frame,
     param_of,
 )
-from app.text.answers import answer
+from app.text.answers import Answers
+from app.text.chat_renderer import ChatRenderer
+from app.text.inputs import InputRenderer
 from app.text.template import ChatTemplate
 from app.text.tokenize import SMALL_STACK_BYTES, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from app.chat.formats import ToolForm
     from app.llama.vocab import Vocabulary
+    from app.messages import Trigger
     from app.text.grammar_check import GrammarChecker
+
+    Compiler = Callable[[CompileGrammar], tuple[str, Trigger | None]]
 
 _MEMORY_HEADROOM_BYTES = 2 * 1024 * 1024 * 1024  # over what is mapped after loading; half of it is a large stack
 _RECEIVE_BYTES = 262144
@@ -88,6 +95,7 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
     tokenizer = Tokenizer(model)
     _limit_memory()
     template = ChatTemplate(model.chat_template, model.name or Path(load.path).stem, tokenizer.special_tokens())
+    chats = ChatRenderer(template)
     hello = Hello(
         child="text",
         pid=os.getpid(),
@@ -97,24 +105,26 @@ def _serve(link: socket.socket, load: LoadModel, pending: queue.SimpleQueue[ToTe
         architecture=model.architecture,
         has_chat_template=template.refusal is None,
         fills_in=tokenizer.fills_in,
+        tool_form=chats.tool_form,
+        reasoning_marks=reasoning_marks(template.source),
+        template_variables=sorted(template.variables & KNOWN_TEMPLATE_VARIABLES),
         library_build=build_name(),
         load_seconds=time.monotonic() - started,
     )
     link.sendall(encode_frame(hello))
-    compiled = _grammar_compiler(model.vocabulary)
+    answers = Answers(chats, InputRenderer(model, tokenizer), tokenizer)
+    compiled = _grammar_compiler(model.vocabulary, chats.tool_form, hello.reasoning_marks)
     while True:
         request = pending.get()
         if not isinstance(request, LoadModel):
-            link.sendall(encode_frame(_answer(request, template, tokenizer, compiled)))
+            link.sendall(encode_frame(_answer(request, answers, compiled)))
 
 
-def _answer(
-    request: TextWork, template: ChatTemplate, tokenizer: Tokenizer, compiled: Callable[[CompileGrammar], str]
-) -> TextAnswer | Refused:
+def _answer(request: TextWork, answers: Answers, compiled: Compiler) -> TextAnswer | Refused:
     try:
         if isinstance(request, CompileGrammar):
-            return Compiled(request.request, compiled(request))
-        return answer(request, template, tokenizer)
+            return Compiled(request.request, *compiled(request))
+        return answers.answer(request)
     except PestleError as error:
         return Refused(request.request, type(error).__name__, error.message, error.param)
     except MemoryError:
@@ -125,14 +135,14 @@ def _answer(
         return Refused(request.request, PromptRefusedError.__name__, message, param_of(request))
 
 
-def _grammar_compiler(vocabulary: Vocabulary) -> Callable[[CompileGrammar], str]:
+def _grammar_compiler(vocabulary: Vocabulary, form: ToolForm, reasoning: tuple[str, str] | None) -> Compiler:
     """Return what compiles grammars; it is imported with the first of them: few servers ever get one."""
 
     @functools.cache
     def checker() -> GrammarChecker:
         from app.text.grammar_check import GrammarChecker  # noqa: PLC0415
 
-        return GrammarChecker(vocabulary)
+        return GrammarChecker(vocabulary, form, reasoning)
 
     return lambda request: checker().compiled(request)
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import TemplateRefusedError
+from app.text.continuation import up_to_continuation_mark, with_continuation_mark
 
 if TYPE_CHECKING:
     from jinja2.compiler import Frame
@@ -58,6 +60,8 @@ class ChatTemplate:
     def __init__(self, source: str | None, model_name: str, special_tokens: dict[str, str]) -> None:
         """Compile once. A template that is absent or does not compile refuses when it is used."""
         self.refusal: str | None = None
+        self.source = source or ""
+        self.variables: frozenset[str] = frozenset()  # what it looks at and does not set itself
         self._variables = special_tokens
         if not source:
             self.refusal = (
@@ -66,24 +70,37 @@ class ChatTemplate:
             )
             return
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
         except Exception as error:  # Jinja's own, and all that Python says of the code that Jinja makes of it
             self.refusal = (
                 f"the chat template of the model {model_name!r} does not compile ({_describe(error)}); "
                 "send a plain prompt to /v1/completions"
             )
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, arguments: dict[str, Any]) -> str:
-        """Return the prompt text of these messages.
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        arguments: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
+        documents: list[dict[str, Any]] | None = None,
+        continue_final_message: bool = False,
+    ) -> str:
+        """Return the prompt text of these messages; it ends within the last of them with `continue_final_message`.
 
         Raises TemplateRefusedError with the template's own words when it refuses or fails.
         """
         if self.refusal is not None:
             raise TemplateRefusedError(self.refusal, param=_PARAM)
-        variables = {"tools": None, "documents": None, **self._variables, **arguments}
+        if continue_final_message:
+            messages = with_continuation_mark(messages)
+        variables = {**self._variables, **arguments, "tools": tools or None, "documents": documents or None}
         variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(variables)
+            text = self._template.render(variables)
         except _RaisedByTemplate as error:
             raise TemplateRefusedError(f"the chat template refuses these messages: {error}", param=_PARAM) from error
         except MemoryError:
@@ -92,6 +109,7 @@ class ChatTemplate:
             raise TemplateRefusedError(
                 f"the chat template fails on these messages: {_describe(error)}", param=_PARAM
             ) from error
+        return up_to_continuation_mark(text) if continue_final_message else text
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -66,6 +66,14 @@ class Tokenizer:
             return tokens[1:]
         return tokens
 
+    def whole(self, text: str, *, param: str) -> npt.NDArray[np.int32]:
+        """Tokenize a text for an encoder, with the tokens before and after it that the model wants."""
+        return self._tokenize(text, add_special=True, param=param)
+
+    def part(self, text: str, *, param: str) -> npt.NDArray[np.int32]:
+        """Tokenize a text that others are put around."""
+        return self._tokenize(text, add_special=False, param=param)
+
     @property
     def fills_in(self) -> bool:
         """Whether the model has tokens for filling in the middle."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from app.llama.context import Context
     from app.llama.model import Model
-    from app.messages import FinishReason, TokenLogprob
+    from app.messages import Embed, FinishReason, TokenLogprob
     from app.worker.draft import DraftModel
     from app.worker.kv import Placement
     from app.worker.prefix_files import PrefixFiles
@@ -98,7 +98,7 @@ class Engine:
         self._no_logits = np.empty((0, self._vocabulary.size), np.float32)
         self._capacity = context.shared_tokens or context.slots * context.context_length
 
-    def submit(self, command: Generate | Cancel) -> None:
+    def submit(self, command: Generate | Embed | Cancel) -> None:
         """Queue a request, answering Accepted or Refused at once; or cancel one."""
         if isinstance(command, Cancel):
             self._commands.put(command)
@@ -116,6 +116,7 @@ class Engine:
         except RequestError as error:
             self._publish(Refused(command.request, type(error).__name__, error.message, error.param))
             return
+        sequence.shown = self._names.shown(command.shown if isinstance(command, Generate) else ())
         self._publish(Accepted(command.request))
         self._commands.put(sequence)
 
@@ -281,7 +282,7 @@ class Engine:
         if token in self._eog or token in sequence.stop_tokens:
             self._end(sequence, "stop", detokenizer.flush(), entries if sequence.end_logprobs else None)
             return
-        text = detokenizer.push(self._pieces[token])
+        text = detokenizer.push(self._pieces[token] or sequence.shown.get(token, b""))
         complete = grammar is not None and grammar.accept(token)
         if complete or sequence.is_full:
             text += detokenizer.flush()

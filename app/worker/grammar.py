@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from app.guidance import Constraint
     from app.llama.vocab import Vocabulary
+    from app.messages import Trigger
     from app.worker.sequence import Sequence
 
     Logits = npt.NDArray[np.float32]
@@ -36,9 +37,12 @@ _IDLE_PATIENCE = 0.05  # when there is nothing else to compute; commands wait as
 class SequenceGrammar:
     """What one sequence's answer is held to, and the mask of its next token."""
 
-    def __init__(self, grammar: str) -> None:
-        """Take a grammar that the text child has compiled."""
+    def __init__(self, grammar: str, trigger: Trigger | None = None) -> None:
+        """Take a grammar that the text child has compiled. It begins behind the `trigger`, or at once."""
         self.source = grammar
+        self.in_force = trigger is None
+        self._trigger = trigger
+        self._reasons = trigger is not None and trigger.begins_in_reasoning
         self.constraint: Constraint | None = None
         self.failure: str | None = None  # why the sequence cannot go on
         self.ready = threading.Event()  # the mask of the next token is there, or a failure
@@ -46,16 +50,26 @@ class SequenceGrammar:
     def accept(self, token: int) -> bool:
         """Go on by a drawn token; return whether the answer is complete with it."""
         constraint = self.constraint
-        if constraint is None:
+        if constraint is None or not self.in_force:
+            self._look_for_trigger(token)
             return False
         constraint.accept(token)
         self.failure = constraint.error
         return constraint.finished
 
+    def _look_for_trigger(self, token: int) -> None:
+        trigger = self._trigger
+        if trigger is None:
+            return
+        if trigger.reasoning is not None and token in trigger.reasoning:
+            self._reasons = token == trigger.reasoning[0]
+        elif token == trigger.token and not self._reasons:
+            self.in_force = True
+
     def compute(self) -> None:
         """Compute the mask of the next token."""
         try:
-            if self.constraint is not None and self.failure is None:
+            if self.constraint is not None and self.failure is None and self.in_force:
                 self.constraint.compute()
                 self.failure = self.constraint.error
         except BaseException as error:  # a panic in Rust is none of Exception
@@ -64,15 +78,16 @@ class SequenceGrammar:
 
     def is_at_end(self, eog: npt.NDArray[np.int32]) -> bool:
         """Whether nothing may follow but the tokens that end an answer."""
-        if self.constraint is None:
+        if self.constraint is None or not self.in_force:
             return False
         allowed = np.flatnonzero(self.constraint.allowed)
         return len(allowed) > 0 and bool(np.isin(allowed, eog).all())
 
     @property
     def allowed(self) -> npt.NDArray[np.bool_] | None:
-        """Which tokens may come next; None where the grammar has failed, so that nothing is held to it."""
-        return None if self.constraint is None or self.failure is not None else self.constraint.allowed
+        """Which tokens may come next; None where the grammar has failed or not begun: nothing is held to it."""
+        is_followed = self.constraint is not None and self.failure is None and self.in_force
+        return self.constraint.allowed if self.constraint is not None and is_followed else None
 
 
 class _SetAside(NamedTuple):
@@ -137,7 +152,11 @@ class Grammars:
 
     def advance(self, rows: AbstractSequence[Sequence]) -> None:
         """Begin to compute the next masks of those that go on."""
-        grammars = [sequence.grammar for sequence in rows if sequence.grammar is not None and sequence.slot is not None]
+        grammars = [
+            sequence.grammar
+            for sequence in rows
+            if sequence.grammar is not None and sequence.grammar.in_force and sequence.slot is not None
+        ]
         if grammars:
             for grammar in grammars:
                 grammar.ready.clear()

@@ -29,6 +29,7 @@ from app.llama.library import build_name
 from app.llama.model import Model
 from app.messages import FrameReader, Hello, LoadFailed, LoadModel, ToWorker, encode_frame
 from app.worker.draft import DraftModel, open_draft
+from app.worker.embedding_worker import EmbeddingWorker, kind_of
 from app.worker.engine import Engine
 from app.worker.prefix_files import PrefixFiles, model_identity
 from app.worker.prefix_store import PrefixStore
@@ -37,6 +38,9 @@ from app.worker.speculation import Speculation, guesses_in_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from app.models.kind import ModelKind
+    from app.worker.embedding_engine import EmbeddingEngine
 
 _RECEIVE_BYTES = 1 << 18
 _FALLBACK_CONTEXT = 4096  # for files that don't say what the model was trained for
@@ -51,7 +55,7 @@ class Connection:
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
         self._sending = threading.Lock()  # the engine's thread and the reader both send
-        self._engine: Engine | None = None
+        self._engine: Engine | EmbeddingEngine | None = None
         self._first: queue.SimpleQueue[LoadModel] = queue.SimpleQueue()
 
     def send(self, message: msgspec.Struct) -> None:
@@ -68,7 +72,7 @@ class Connection:
         """Return the parent's first frame."""
         return self._first.get()
 
-    def serve(self, engine: Engine) -> None:
+    def serve(self, engine: Engine | EmbeddingEngine) -> None:
         """Hand every command from now on to the engine."""
         self._engine = engine
 
@@ -114,6 +118,8 @@ def main(arguments: list[str]) -> int:
     connection.start_reading()
     try:
         command = connection.wait_for_load()
+        if not (kind := kind_of(command)).generates:
+            return _serve_embeddings(command, kind, connection)
         model, context, hello = load(command)
         draft = _draft(command, model, context)
     except (EngineError, OSError, ImportError) as error:  # the latter two: a library that isn't there
@@ -141,6 +147,13 @@ def main(arguments: list[str]) -> int:
         connection.serve(engine)
         connection.send(hello)
         return _run(engine.run)
+
+
+def _serve_embeddings(command: LoadModel, kind: ModelKind, connection: Connection) -> int:
+    with contextlib.closing(EmbeddingWorker(command, kind, connection.send)) as worker:
+        connection.serve(worker.engine)
+        connection.send(worker.hello)
+        return _run(worker.engine.run)
 
 
 def _draft(command: LoadModel, model: Model, context: Context) -> DraftModel | None:
@@ -248,6 +261,7 @@ def load(command: LoadModel) -> tuple[Model, Context, Hello]:
         device=model.device_name,
         fingerprint=_fingerprint(command, model, context),
         load_seconds=time.perf_counter() - started,
+        capabilities=["completion"] if model.chat_template is None else ["chat", "completion"],
     )
     return model, context, hello
 

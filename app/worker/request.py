@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.errors import ContextLengthError, RequestError
-from app.messages import MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS
+from app.messages import MAX_DRY_BREAKER_BYTES, MAX_DRY_BREAKERS, Generate
 from app.worker.detokenizer import Detokenizer
 from app.worker.grammar import SequenceGrammar
 from app.worker.sampling.breakers import NO_BREAKERS
@@ -20,7 +20,7 @@ from app.worker.sequence import Sequence
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from app.messages import Generate, Sampling
+    from app.messages import Embed, Sampling
     from app.worker.sampling.breakers import BreakerTable
 
     Tokens = npt.NDArray[np.int32]
@@ -43,7 +43,7 @@ _RANGES = {
 
 
 def new_sequence(
-    command: Generate,
+    command: Generate | Embed,
     vocabulary_size: int,
     context_length: int,
     eog: Tokens,
@@ -58,6 +58,8 @@ def new_sequence(
 
     Raises ContextLengthError when prompt and answer don't fit into a slot, RequestError for anything else.
     """
+    if not isinstance(command, Generate):
+        raise RequestError("this model continues text and gives no embeddings", param="model")
     prompt = _prompt_tokens(command.prompt, vocabulary_size)
     if command.max_tokens < 0:
         raise RequestError(f"max_tokens must be at least 0, not {command.max_tokens}", param="max_tokens")
@@ -86,7 +88,7 @@ def new_sequence(
         scope=command.scope,
         priority=command.priority,
         stop_tokens=frozenset(command.stop_tokens),
-        grammar=None if command.grammar is None else SequenceGrammar(command.grammar),
+        grammar=None if command.grammar is None else SequenceGrammar(command.grammar, command.trigger),
         score=None if command.prompt_logprobs is None else PromptScore(command.prompt_logprobs),
         end_logprobs=command.end_logprobs,
         timings_per_token=command.timings_per_token,

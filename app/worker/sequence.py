@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +43,7 @@ class Sequence:
     end_logprobs: bool = False
     timings_per_token: bool = False
     reuses_prefix: bool = True  # may take from the cache what is there of its prompt
+    shown: dict[int, bytes] = field(default_factory=dict)  # control tokens that the text shows, as they are written
     lookup: PromptLookup | None = None  # what its next tokens are guessed from
     draft_rate: DraftRate | None = None
     n_computed: int = 0

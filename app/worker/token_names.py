@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from app.messages import TokenLogprob
@@ -19,6 +20,12 @@ class TokenNames:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._pieces = vocabulary.pieces
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - it lives as long as the process
+    def shown(self, texts: tuple[str, ...]) -> dict[int, bytes]:
+        """Return the control tokens in these texts, with the bytes that an answer shows of them."""
+        tokens = {token for text in texts for token in self._vocabulary.tokenize(text, parse_special=True).tolist()}
+        return {token: self.name(token) for token in tokens if not self._pieces[token]}
 
     def logprob(self, token: int, detail: RowLogprobs) -> TokenLogprob:
         """Return a drawn token's entry."""

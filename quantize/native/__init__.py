@@ -6,6 +6,6 @@ installed ggml before its first use. Where there is none, or it gives one other 
 
 from __future__ import annotations
 
-from quantize.native.encoder import encode_rows, notes
+from quantize.native.encoder import encode_rows, notes, reads
 
-__all__ = ["encode_rows", "notes"]
+__all__ = ["encode_rows", "notes", "reads"]

@@ -36,7 +36,7 @@ INLINE void take_extent(int length, const floats x[][UNITS], const floats w[][UN
             low[u] = smaller(x[i][u], low[u]);
             high[u] = larger(x[i][u], high[u]);
             sum_w[u] += w[i][u];
-            sum_x[u] += w[i][u] * x[i][u];
+            sum_x[u] = plus_product(sum_x[u], w[i][u], x[i][u]);
         }
     for (int u = 0; u < UNITS; ++u) {
         lane[u].smallest = low[u], lane[u].largest = high[u], lane[u].sum_w = sum_w[u], lane[u].sum_x = sum_x[u];
@@ -67,8 +67,9 @@ INLINE void start_with_extent(
     for (int i = 0; i < length; ++i)
         for (int u = 0; u < UNITS; ++u) {
             const floats level = within(nearest(lane[u].factor * (x[i][u] - lane[u].minimum)), 0, top);
-            const floats off = lane[u].scale * level + lane[u].minimum - x[i][u];
-            error[u] += w[i][u] * (candidates.squared ? square(off) : absolute(off));
+            const floats off = plus_product(lane[u].minimum, lane[u].scale, level) - x[i][u];
+            const floats loss = candidates.squared ? square(off) : absolute(off);
+            error[u] = plus_product_if(FUSES_FIRST_ERRORS, error[u], w[i][u], loss);
         }
     for (int u = 0; u < UNITS; ++u) lane[u].error = error[u];
 }
@@ -77,10 +78,10 @@ INLINE void start_with_extent(
 INLINE void fit(
     const Lane *lane, floats sum_l, floats sum_l2, floats sum_xl, floats *scale, floats *minimum, floats *exists
 ) {
-    const floats zero = splat(0), determinant = lane->sum_w * sum_l2 - sum_l * sum_l;
+    const floats zero = splat(0), determinant = plus_product(-(sum_l * sum_l), lane->sum_w, sum_l2);
     *exists = less(zero, determinant);
-    *scale = (lane->sum_w * sum_xl - lane->sum_x * sum_l) / determinant;
-    *minimum = (sum_l2 * lane->sum_x - sum_l * sum_xl) / determinant;
+    *scale = plus_product(-(lane->sum_x * sum_l), lane->sum_w, sum_xl) / determinant;
+    *minimum = plus_product(-(sum_l * sum_xl), sum_l2, lane->sum_x) / determinant;
     const floats above = less(zero, *minimum);
     if (mask_bits(above)) *scale = choose(above, sum_xl / sum_l2, *scale);
     *minimum = smaller(zero, *minimum);
@@ -112,7 +113,7 @@ INLINE void try_candidate(
         for (int u = 0; u < UNITS; ++u) {
             level[i][u] = within(nearest(factor[u] * (x[i][u] - base[u])), 0, top);
             const floats weighed = w[i][u] * level[i][u];
-            sum_l[u] += weighed;
+            sum_l[u] += weighed; // these three are never fused
             sum_l2[u] += weighed * level[i][u];
             sum_xl[u] += weighed * x[i][u];
         }
@@ -122,8 +123,8 @@ INLINE void try_candidate(
     }
     for (int i = 0; i < length; ++i)
         for (int u = 0; u < UNITS; ++u) {
-            const floats off = scale[u] * level[i][u] + minimum[u] - x[i][u];
-            error[u] += w[i][u] * (candidates.squared ? square(off) : absolute(off));
+            const floats off = plus_product(minimum[u], scale[u], level[i][u]) - x[i][u];
+            error[u] = plus_product(error[u], w[i][u], candidates.squared ? square(off) : absolute(off));
         }
     for (int u = 0; u < UNITS; ++u) keep_better(&lane[u], error[u], exists[u], scale[u], minimum[u], factor[u]);
 }
@@ -135,7 +136,7 @@ INLINE void search_affine(
     take_extent(length, x, w, lane);
     start_with_extent(length, x, w, lane, candidates);
     for (int step = 0; step <= candidates.steps; ++step) {
-        const float ratio = candidates.first + candidates.delta * (float)step + candidates.top;
+        const float ratio = plus_product(candidates.first, candidates.delta, (float)step) + candidates.top;
         try_candidate(length, x, w, lane, ratio, candidates);
     }
     for (int u = 0; u < UNITS; ++u) {

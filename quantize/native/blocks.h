@@ -2,11 +2,9 @@
 #ifndef PESTLE_BLOCKS_H
 #define PESTLE_BLOCKS_H
 
-#include "lanes.h"
-#include "scalar.h"
+#include "sums.h"
 
 #define BLOCK 32
-#define UNITS 2 // vectors that go side by side, so that one's sums need not wait for their own last addition
 #define BLOCKS (UNITS * LANES)
 #define GROUPS 8                // blocks a superblock
 #define GROUP (BLOCKS / GROUPS) // superblocks that are searched together
@@ -36,20 +34,23 @@ INLINE void load_group(const float *const superblocks[GROUP], floats to[BLOCK][U
 INLINE void sum_squares(const floats x[BLOCK][UNITS], floats squares[UNITS]) {
     for (int u = 0; u < UNITS; ++u) squares[u] = splat(0);
     for (int i = 0; i < BLOCK; ++i)
-        for (int u = 0; u < UNITS; ++u) squares[u] += x[i][u] * x[i][u];
+        for (int u = 0; u < UNITS; ++u) squares[u] = plus_product(squares[u], x[i][u], x[i][u]);
 }
 
 // Each weight matters as much as its column, the more the larger it is and what is around it.
 INLINE void weigh_columns(const floats x[BLOCK][UNITS], const floats sigma2[UNITS], floats w[BLOCK][UNITS]) {
     for (int i = 0; i < BLOCK; ++i)
-        for (int u = 0; u < UNITS; ++u) w[i][u] = w[i][u] * root(sigma2[u] + x[i][u] * x[i][u]);
+        for (int u = 0; u < UNITS; ++u) w[i][u] = w[i][u] * root(plus_product(sigma2[u], x[i][u], x[i][u]));
 }
 
-INLINE void weigh_by_importance(const Group *group, const floats x[BLOCK][UNITS], floats w[BLOCK][UNITS]) {
+// `fuses`: whether the sum of the squares is fused.
+INLINE void weigh_by_importance(
+    const Group *group, const floats x[BLOCK][UNITS], bool fuses, floats w[BLOCK][UNITS]
+) {
     float squares[GROUP] = {0};
     floats sigma2[UNITS];
     for (int i = 0; i < SUPERBLOCK; ++i) // in this order, which is the reference's: one sum for each superblock
-        for (int s = 0; s < GROUP; ++s) squares[s] += group->x[s][i] * group->x[s][i];
+        for (int s = 0; s < GROUP; ++s) squares[s] = plus_product_if(fuses, squares[s], group->x[s][i], group->x[s][i]);
     for (int u = 0; u < UNITS; ++u) sigma2[u] = splat(2 * squares[u * LANES / GROUPS] / SUPERBLOCK);
     load_group(group->importance, w);
     weigh_columns(x, sigma2, w);

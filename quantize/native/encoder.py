@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize.native import self_check
-from quantize.native.library import Library, open_library
+from quantize.native.library import F32, SOURCES, Library, open_libraries
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -28,17 +30,35 @@ _checking = threading.Lock()  # the first slabs of a type come on several thread
 
 def encode_rows(
     tensor_type: int,
-    rows: NDArray[np.float32],
+    rows: NDArray[Any],
     out: NDArray[np.uint8],
     importance: NDArray[np.float32] | None = None,
+    source: int = F32,
 ) -> None:
-    """Quantize `rows` (row count × weights a row, contiguous) into `out`, which has exactly the bytes they take."""
+    """Quantize `rows` (row count × weights a row, contiguous) into `out`, which has exactly the bytes they take.
+
+    `source` is the type whose bits the rows hold. If it is not f32, `reads` must have said yes.
+    """
     weighted = importance is not None
     kernel = _proven(tensor_type, weighted=weighted) if has_kernel(tensor_type, weighted=weighted) else None
-    if kernel is None:
+    if kernel is not None:
+        kernel.encode_rows(tensor_type, rows, out, importance, source)
+    elif source == F32:
         quantizer.encode_rows(tensor_type, rows, out, importance)
     else:
-        kernel.encode_rows(tensor_type, rows, out, importance)
+        raise AssertionError(f"ggml's encoder reads f32 only, not type {source}")
+
+
+def reads(source: int, tensor_type: int, *, weighted: bool) -> bool:
+    """Tell whether weights of the type `source` need not be widened first; compares the kernel if need be."""
+    has = source in SOURCES and has_kernel(tensor_type, weighted=weighted)
+    return has and _proven(tensor_type, weighted=weighted) is not None
+
+
+def chosen(tensor_type: int, *, weighted: bool) -> str | None:
+    """Name the instruction set whose kernel encodes a type; None where ggml does. Compares the kernel if need be."""
+    kernel = _proven(tensor_type, weighted=weighted) if has_kernel(tensor_type, weighted=weighted) else None
+    return None if kernel is None else kernel.name
 
 
 def has_kernel(tensor_type: int, *, weighted: bool) -> bool:
@@ -50,7 +70,7 @@ def notes(type_names: Iterable[str], *, weighted: bool) -> list[str]:
     """Tell why types that there are kernels for would be quantized without; compares the kernels if need be."""
     names = set(type_names)
     wanted = [name for name in KERNELS if name in names and has_kernel(TENSOR_TYPE_NUMBERS[name], weighted=weighted)]
-    if wanted and open_library() is None:
+    if wanted and not open_libraries():
         return ["Pestle's own kernels are not installed: ggml quantizes instead, to the same bytes in more time"]
     off = [name for name in wanted if _proven(TENSOR_TYPE_NUMBERS[name], weighted=weighted) is None]
     if not off:
@@ -68,9 +88,12 @@ def _proven(tensor_type: int, *, weighted: bool) -> Library | None:
 
 
 def _judge(tensor_type: int, *, weighted: bool) -> Library | None:
-    library = open_library()
-    if library is None or self_check.is_exact(library, tensor_type, weighted=weighted):
-        return library
+    libraries = open_libraries()
+    for library in reversed(libraries):
+        if self_check.is_exact(library, tensor_type, weighted=weighted):
+            return library
+    if not libraries:
+        return None
     _log.warning(
         "the kernel for %s%s gives other bytes than the installed ggml; ggml quantizes instead",
         _NUMBERS[tensor_type],

@@ -165,6 +165,14 @@ def pieces(seed: int, count: int, generators: tuple[Generator, ...] = ALL) -> It
         yield generator.__name__.strip("_"), weights
 
 
+def as_stored(weights: Weights, source: str) -> NDArray[Any]:
+    """Return the bits that a checkpoint of type f32, bf16 or f16 has for weights: bf16 is cut, f16 rounded."""
+    if source == "bf16":
+        return (weights.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    with np.errstate(all="ignore"):
+        return weights.astype(np.float16).view(np.uint16) if source == "f16" else weights
+
+
 def importance(seed: int, columns: int) -> Weights:
     """Make how much columns matter: mean squares, some far above the others; in every second block, most of them 0."""
     random = np.random.default_rng(seed)

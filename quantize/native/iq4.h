@@ -35,8 +35,8 @@ INLINE void sum_candidate_iq4(
     for (int i = 0; i < BLOCK; ++i)
         for (int u = 0; u < UNITS; ++u) {
             const floats value = nearest_in(values_iq4, factor[u] * x[i][u]), weighed = w[i][u] * value;
-            sum_qx[u] += weighed * x[i][u];
-            sum_q2[u] += weighed * value;
+            sum_qx[u] = plus_product(sum_qx[u], weighed, x[i][u]);
+            sum_q2[u] = plus_product(sum_q2[u], weighed, value);
         }
 }
 
@@ -131,7 +131,7 @@ INLINE unsigned encode_group_iq4_xs(const Group *group, bool weighted) {
     unsigned hard = 0;
     FoundIq4 found;
     load_group(group->x, x);
-    if (weighted) weigh_by_importance(group, x, w);
+    if (weighted) weigh_by_importance(group, x, false, w);
     else
         for (int i = 0; i < BLOCK; ++i)
             for (int u = 0; u < UNITS; ++u) w[i][u] = x[i][u] * x[i][u];
@@ -154,8 +154,11 @@ INLINE unsigned encode_group_iq4_nl(const float *x, const float *importance, uin
     if (importance) {
         for (int u = 0; u < UNITS; ++u) starts[u] = importance + u * LANES * BLOCK;
         load_blocks(starts, w);
-        sum_squares(weights, sigma2);
-        for (int u = 0; u < UNITS; ++u) sigma2[u] = sigma2[u] * splat(2.0f / BLOCK);
+        for (int u = 0; u < UNITS; ++u) {
+            floats squares = splat(0); // never fused
+            for (int i = 0; i < BLOCK; ++i) squares += square(weights[i][u]);
+            sigma2[u] = squares * splat(2.0f / BLOCK);
+        }
         weigh_columns(weights, sigma2, w);
     } else
         for (int i = 0; i < BLOCK; ++i)

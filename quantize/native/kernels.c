@@ -6,6 +6,7 @@
 #include "q3.h"
 #include "q45.h"
 #include "q6.h"
+#include "widen.h"
 
 enum { // ggml's numbers
     TYPE_Q4_0 = 2, TYPE_Q8_0 = 8,
@@ -108,7 +109,7 @@ KERNEL encode_iq4_nl(const Work *work) {
     return asked;
 }
 
-int64_t ENCODE(const Work *work) {
+static int64_t encode_floats(const Work *work) {
     switch (work->type) {
     case TYPE_Q4_0: return work->importance ? -1 : encode4_plain(work);
     case TYPE_Q8_0: return encode8_plain(work); // importance changes nothing
@@ -121,4 +122,30 @@ int64_t ENCODE(const Work *work) {
     case TYPE_IQ4_XS: return encode_iq4_xs(work);
     default: return -1;
     }
+}
+
+// `work` is a row, a part of one, or some whole ones, of STRIP weights at most.
+static int64_t encode_strip(Work work, int source, const void *from, int64_t first) {
+    float strip[STRIP];
+    widen(source, from, first, work.rows * work.row_weights, strip);
+    work.x = strip;
+    return encode_floats(&work);
+}
+
+int64_t ENCODE(const Work *work, int source, const void *from, int64_t row_bytes) {
+    if (source == SOURCE_F32) return encode_floats(work);
+    const int64_t width = work->row_weights, at_once = width <= STRIP ? STRIP / width : 1;
+    int64_t asked = 0;
+    for (int64_t row = 0; row < work->rows; row += at_once)
+        for (int64_t column = 0; column < width; column += STRIP) {
+            Work part = *work;
+            part.rows = work->rows - row < at_once ? work->rows - row : at_once;
+            part.row_weights = width - column < STRIP ? width - column : STRIP;
+            part.out = work->out + row * row_bytes + column * row_bytes / width;
+            part.importance = work->importance ? work->importance + column : 0;
+            const int64_t left = encode_strip(part, source, from, row * width + column);
+            if (left < 0) return left;
+            asked += left;
+        }
+    return asked;
 }

@@ -17,8 +17,11 @@ typedef struct {
     Reference reference;     // does the blocks that vectors cannot do exactly
 } Work;
 
+// Encodes `work`, whose weights are `from` in the type `source` (see widen.h) and take `row_bytes` a row in the output.
 // Returns how many weights the reference has done, or -1 for a type that is not among those here.
-int64_t encode_sse2(const Work *work);
-int64_t encode_avx2(const Work *work);
+typedef int64_t Encode(const Work *work, int source, const void *from, int64_t row_bytes);
+
+Encode encode_sse2, encode_avx2;
+Encode encode_neon, encode_neon_fused_14, encode_neon_fused_16, encode_neon_fused_19;
 
 #endif

@@ -20,12 +20,12 @@ INLINE floats refine_weight3(
     floats x, floats w, floats wx, floats *level, floats *sum_lx, floats *sum_l2, floats *sound
 ) {
     const floats zero = splat(0);
-    floats lx = *sum_lx - wx * *level, l2 = *sum_l2 - w * *level * *level;
+    floats lx = minus_product(*sum_lx, wx, *level), l2 = minus_product(*sum_l2, w * *level, *level);
     const floats positive = less(zero, lx), wanted = x * l2 / lx;
     *sound = without(*sound, without(positive, less(absolute(wanted), splat(NEAREST_LIMIT))));
     const floats moved = cut3(nearest(wanted));
-    lx = lx + wx * moved;
-    l2 = l2 + w * moved * moved;
+    lx = plus_product(lx, wx, moved);
+    l2 = plus_product(l2, w * moved, moved);
     const floats fits_better = less(*sum_lx * *sum_lx * l2, lx * lx * *sum_l2);
     const floats changes = without(both(both(positive, less(zero, l2)), fits_better), equal(moved, *level));
     *level = choose(changes, moved, *level);
@@ -47,8 +47,8 @@ INLINE bool search3(const Weights16 *weights, const floats extreme[UNITS16], Fou
     for (int i = 0; i < BLOCK16; ++i)
         for (int u = 0; u < UNITS16; ++u) {
             level[i][u] = cut3(nearest(splat(-4) / extreme[u] * weights->x[i][u]));
-            sum_lx[u] += weights->wx[i][u] * level[i][u];
-            sum_l2[u] += weights->w[i][u] * level[i][u] * level[i][u];
+            sum_lx[u] = plus_product(sum_lx[u], weights->wx[i][u], level[i][u]);
+            sum_l2[u] = plus_product(sum_l2[u], weights->w[i][u] * level[i][u], level[i][u]);
         }
     for (int round = 0; round < ROUNDS3 && moved; ++round) {
         moved = 0;
@@ -98,12 +98,12 @@ INLINE int cut_scale3(float level) {
     return rounded < -32 ? -32 : rounded > 31 ? 31 : rounded;
 }
 
-INLINE Sums3 sum_scales3(const float scales[GROUPS16], const float weights[GROUPS16], float factor) {
+INLINE Sums3 sum_scales3(const float scales[GROUPS16], const float weights[GROUPS16], float factor, bool fuses) {
     Sums3 sums = {0, 0};
     for (int j = 0; j < GROUPS16; ++j) {
         const float level = (float)cut_scale3(factor * scales[j]);
-        sums.lx += weights[j] * scales[j] * level;
-        sums.l2 += weights[j] * level * level;
+        sums.lx = plus_product_if(fuses, sums.lx, weights[j] * scales[j], level);
+        sums.l2 = plus_product_if(fuses, sums.l2, weights[j] * level, level);
     }
     return sums;
 }
@@ -114,12 +114,12 @@ INLINE float fit_scales3(const float scales[GROUPS16], const float weights[GROUP
     memset(levels, 0, GROUPS16);
     if (fabsf(extreme) < TINY_GROUP) return 0;
     float kept = -32 / extreme;
-    Sums3 sums = sum_scales3(scales, weights, kept);
+    Sums3 sums = sum_scales3(scales, weights, kept, FUSES_FIRST_SUMS);
     float unit = sums.l2 != 0 ? sums.lx / sums.l2 : 0, best = unit * sums.lx;
     for (int step = -TRIES16; step <= TRIES16; ++step) {
         if (step == 0) continue;
-        const float factor = -(32 + 0.1f * (float)step) / extreme;
-        sums = sum_scales3(scales, weights, factor);
+        const float factor = -plus_product(32.0f, 0.1f, (float)step) / extreme;
+        sums = sum_scales3(scales, weights, factor, true);
         if (!(sums.l2 > 0 && sums.lx * sums.lx > best * sums.l2)) continue;
         unit = sums.lx / sums.l2, best = unit * sums.lx, kept = factor;
     }

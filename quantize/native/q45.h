@@ -90,7 +90,7 @@ INLINE unsigned encode_group45(const Kind45 *kind, const Group *group, bool weig
     unsigned hard = 0;
     Found found;
     load_group(group->x, x);
-    if (weighted) weigh_by_importance(group, x, w);
+    if (weighted) weigh_by_importance(group, x, FUSES_SQUARES, w);
     else weigh_plainly(x, w);
     search_affine(BLOCK, x, w, weighted ? kind->weighted : kind->plain, &found);
     for (int s = 0; s < GROUP; ++s) {

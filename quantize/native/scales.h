@@ -50,8 +50,9 @@ INLINE float trial_loss(const Fit *fit, float factor) {
     const float unit = 1 / factor;
     float loss = 0;
     for (int j = 0; j < fit->count; ++j) {
-        const float off = fit->values[j] - unit * (float)cut_level(fit, factor * fit->values[j]);
-        loss += fit->weights[j] * off * off;
+        const float level = (float)cut_level(fit, factor * fit->values[j]);
+        const float off = minus_product(fit->values[j], unit, level);
+        loss = plus_product_if(FUSES_FITS, loss, fit->weights[j] * off, off);
     }
     return loss;
 }
@@ -61,12 +62,13 @@ INLINE float find_factor(const Fit *fit, float largest) {
     float best = (float)fit->top / largest, least_loss = 0;
     const float unit = 1 / best;
     for (int j = 0; j < fit->count; ++j) {
-        const float off = fit->values[j] - unit * (float)(uint8_t)nearest_wrapped(best * fit->values[j]);
-        least_loss += fit->weights[j] * off * off;
+        const float level = (float)(uint8_t)nearest_wrapped(best * fit->values[j]);
+        const float off = minus_product(fit->values[j], unit, level);
+        least_loss = plus_product_if(FUSES_FITS, least_loss, fit->weights[j] * off, off);
     }
     for (int step = -4; step <= 4; ++step) {
         if (step == 0) continue;
-        const float factor = (0.1f * (float)step + (float)fit->top) / largest;
+        const float factor = plus_product((float)fit->top, 0.1f, (float)step) / largest;
         const float loss = trial_loss(fit, factor);
         if (loss < least_loss) least_loss = loss, best = factor;
     }
@@ -78,12 +80,12 @@ INLINE bool refine_levels(const Fit *fit, uint8_t *levels, float *sum_lx, float 
     bool moved = false;
     for (int j = 0; j < fit->count; ++j) {
         const float weight = fit->weights[j], value = fit->values[j], old = (float)levels[j];
-        float lx = *sum_lx - weight * value * old, l2 = *sum_l2 - weight * old * old;
+        float lx = minus_product(*sum_lx, weight * value, old), l2 = minus_product(*sum_l2, weight * old, old);
         if (!(lx > 0 && l2 > 0)) continue;
         const int level = cut_level(fit, value * l2 / lx);
         if (level == levels[j]) continue;
-        lx += weight * value * (float)level;
-        l2 += weight * (float)level * (float)level;
+        lx = plus_product(lx, weight * value, (float)level);
+        l2 = plus_product(l2, weight * (float)level, (float)level);
         if (lx * lx * *sum_l2 > *sum_lx * *sum_lx * l2) {
             levels[j] = (uint8_t)level, *sum_lx = lx, *sum_l2 = l2;
             moved = true;
@@ -102,9 +104,10 @@ INLINE float fit_levels(const Fit *fit, uint8_t *levels) {
     const float factor = find_factor(fit, largest);
     for (int j = 0; j < fit->count; ++j) {
         const int level = cut_level(fit, factor * fit->values[j]);
+        const float weight = fit->weights[j], whole = (float)level; // before it becomes a byte
         levels[j] = (uint8_t)level;
-        sum_lx += fit->weights[j] * fit->values[j] * (float)level; // the level before it becomes a byte
-        sum_l2 += fit->weights[j] * (float)level * (float)level;
+        sum_lx = plus_product_if(FUSES_FITS, sum_lx, weight * fit->values[j], whole);
+        sum_l2 = plus_product_if(FUSES_FITS, sum_l2, weight * whole, whole);
     }
     for (int round = 0; round < 5 && refine_levels(fit, levels, &sum_lx, &sum_l2); ++round) {}
     return sum_l2 > 0 ? sum_lx / sum_l2 : 0;

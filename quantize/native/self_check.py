@@ -21,7 +21,7 @@ from app.config import ServeSettings, cache_folder
 from app.llama import quantizer
 from app.llama.library import ggml_base_path
 from quantize.native import hard_inputs
-from quantize.native.library import LEVELS, Library
+from quantize.native.library import Library
 
 _CHECKED_WEIGHTS = 1 << 19  # 2 MB
 _ROW = 3 * hard_inputs.SUPERBLOCK
@@ -69,7 +69,7 @@ def compare(
 
 
 def _digest(library: Library, tensor_type: int, *, weighted: bool) -> str:
-    kernel = f"{LEVELS[library.level]} {tensor_type} {weighted} {_CHECKED_WEIGHTS} {_SEED} {np.__version__}\n"
+    kernel = f"{library.name} {tensor_type} {weighted} {_CHECKED_WEIGHTS} {_SEED} {np.__version__}\n"
     digest = hashlib.sha256(kernel.encode() + _processor())
     for path in (library.path, ggml_base_path(), Path(hard_inputs.__file__)):
         digest.update(_file_digest(path))

@@ -2,8 +2,7 @@
 #ifndef PESTLE_SYMMETRIC_H
 #define PESTLE_SYMMETRIC_H
 
-#include "lanes.h"
-#include "scalar.h"
+#include "sums.h"
 
 #define BLOCK16 16
 #define GROUPS16 16              // blocks a superblock
@@ -38,13 +37,13 @@ INLINE void weigh_columns16(const float *importance, float sigma2, Weights16 *we
     for (int i = 0; i < BLOCK16; ++i)
         for (int u = 0; u < UNITS16; ++u) {
             const floats x = weights->x[i][u];
-            weights->w[i][u] = weights->w[i][u] * root(splat(sigma2) + x * x);
+            weights->w[i][u] = weights->w[i][u] * root(plus_product(splat(sigma2), x, x));
         }
 }
 
 INLINE float sum_of_squares(const float *x) {
     float sum = 0;
-    for (int i = 0; i < SUPERBLOCK; ++i) sum += x[i] * x[i];
+    for (int i = 0; i < SUPERBLOCK; ++i) sum = plus_product_if(FUSES_SQUARES, sum, x[i], x[i]);
     return sum;
 }
 
@@ -68,14 +67,15 @@ INLINE bool find_extremes16(Weights16 *weights, floats extreme[UNITS16], float l
 }
 
 INLINE void sum_candidate16(
-    const Weights16 *weights, const floats factor[UNITS16], int top, floats sum_lx[UNITS16], floats sum_l2[UNITS16]
+    const Weights16 *weights, const floats factor[UNITS16], int top, bool fuses, floats sum_lx[UNITS16],
+    floats sum_l2[UNITS16]
 ) {
     for (int u = 0; u < UNITS16; ++u) sum_lx[u] = sum_l2[u] = splat(0);
     for (int i = 0; i < BLOCK16; ++i)
         for (int u = 0; u < UNITS16; ++u) {
             const floats level = within(nearest(factor[u] * weights->x[i][u]), (float)-top, (float)(top - 1));
-            sum_lx[u] += weights->wx[i][u] * level;
-            sum_l2[u] += weights->w[i][u] * level * level;
+            sum_lx[u] = plus_product_if(fuses, sum_lx[u], weights->wx[i][u], level);
+            sum_l2[u] = plus_product_if(fuses, sum_l2[u], weights->w[i][u] * level, level);
         }
 }
 
@@ -84,15 +84,15 @@ INLINE void search_symmetric(const Weights16 *weights, const floats extreme[UNIT
     floats factor[UNITS16], scale[UNITS16], best[UNITS16], kept[UNITS16], sum_lx[UNITS16], sum_l2[UNITS16];
     const floats zero = splat(0);
     for (int u = 0; u < UNITS16; ++u) factor[u] = kept[u] = splat((float)-top) / extreme[u];
-    sum_candidate16(weights, factor, top, sum_lx, sum_l2);
+    sum_candidate16(weights, factor, top, FUSES_FIRST_SUMS, sum_lx, sum_l2);
     for (int u = 0; u < UNITS16; ++u) {
         scale[u] = without(sum_lx[u] / sum_l2[u], equal(sum_l2[u], zero));
         best[u] = scale[u] * sum_lx[u];
     }
     for (int step = -TRIES16; step <= TRIES16; ++step) {
         if (step == 0) continue;
-        for (int u = 0; u < UNITS16; ++u) factor[u] = splat(-((float)top + 0.1f * (float)step)) / extreme[u];
-        sum_candidate16(weights, factor, top, sum_lx, sum_l2);
+        for (int u = 0; u < UNITS16; ++u) factor[u] = splat(-plus_product((float)top, 0.1f, (float)step)) / extreme[u];
+        sum_candidate16(weights, factor, top, true, sum_lx, sum_l2);
         for (int u = 0; u < UNITS16; ++u) {
             const floats better = both(less(zero, sum_l2[u]), less(best[u] * sum_l2[u], square(sum_lx[u])));
             const floats ratio = sum_lx[u] / sum_l2[u];

@@ -35,6 +35,7 @@ class ScriptedPool:
         self.finish_reason: Any = "stop"
         self.open_error: PestleError | Exception | None = None
         self.open_seconds = 0.0
+        self.prompt_end = ""
         self.error_after_words: PestleError | None = None
         self.requests: list[GenerationRequest] = []
         self.opening = 0
@@ -60,6 +61,7 @@ class ScriptedPool:
             raise self.open_error
         generation = Generation(self, len(request.prompts), request.n)
         generation.prompt_tokens = 11
+        generation.prompt_end = self.prompt_end
         self.running.add(generation)
         self._tasks[generation] = asyncio.create_task(self._play(generation, request))
         return generation

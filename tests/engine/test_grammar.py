@@ -66,7 +66,7 @@ def model(default_model: Path) -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def compiled(model: Model) -> Callable[[GrammarKind, str], str]:
     checker = GrammarChecker(model.vocabulary)
-    return lambda kind, source: checker.compiled(CompileGrammar(1, kind, source, "x"))
+    return lambda kind, source: checker.compiled(CompileGrammar(1, kind, source, "x"))[0]
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def model(default_model: Path) -> Iterator[VocabularyModel]:
 @pytest.fixture(scope="module")
 def compiled(model: VocabularyModel) -> Callable[[GrammarKind, str], str]:
     checker = GrammarChecker(model.vocabulary)
-    return lambda kind, source: checker.compiled(CompileGrammar(1, kind, source, "field"))
+    return lambda kind, source: checker.compiled(CompileGrammar(1, kind, source, "field"))[0]
 
 
 @pytest.fixture(scope="module")

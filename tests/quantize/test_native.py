@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ from app.llama import quantizer
 from app.models.gguf_types import TENSOR_TYPE_NUMBERS
 from quantize import native
 from quantize.native import encoder, hard_inputs, self_check
-from quantize.native.library import LEVELS, Library, open_library
+from quantize.native.library import Library, open_libraries
 
 ROOT = Path(__file__).parents[2]
-BEST = open_library()
-needs_library = pytest.mark.skipif(BEST is None, reason="installed without a C compiler, or not x86-64")
+LIBRARIES = open_libraries()
+BEST = LIBRARIES[-1] if LIBRARIES else None
+needs_library = pytest.mark.skipif(not LIBRARIES, reason="installed without a C compiler, or on another processor")
 kernels = pytest.mark.parametrize("name", encoder.KERNELS)
 kernels_and_weighting = pytest.mark.parametrize(
     ("name", "weighted"),
@@ -27,7 +29,7 @@ kernels_and_weighting = pytest.mark.parametrize(
      if encoder.has_kernel(TENSOR_TYPE_NUMBERS[name], weighted=weighted)],
 )  # fmt: skip
 SHORT_BLOCKS = ("q8_0", "q4_0", "iq4_nl")
-levels = pytest.mark.parametrize("level", LEVELS)
+libraries = pytest.mark.parametrize("library", LIBRARIES, ids=[library.name for library in LIBRARIES])
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +39,10 @@ def unjudged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def library_for(level: str) -> Library:
-    """Return the library with a certain instruction set."""
-    library = open_library(level=LEVELS.index(level))
-    assert library is not None
-    if LEVELS[library.level] != level:
-        pytest.skip(f"this processor has no {level}")
-    return library
+def skip_if_for_another_ggml(library: Library, number: int, *, weighted: bool) -> None:
+    """On arm64 there are kernels for several builds of ggml; on x86-64 each of them must give its bytes."""
+    if platform.machine() in {"arm64", "aarch64"} and self_check.compare(library, number, weighted=weighted):
+        pytest.skip("for a ggml that was compiled otherwise")
 
 
 def by_ggml(name: str, rows: hard_inputs.Weights, columns: hard_inputs.Weights | None = None) -> NDArray[np.uint8]:
@@ -63,10 +62,11 @@ class Liar(Library):
 
 
 @needs_library
-@levels
+@libraries
 @kernels_and_weighting
-def test_every_byte_is_ggmls(name: str, weighted: bool, level: str) -> None:
-    library, number = library_for(level), TENSOR_TYPE_NUMBERS[name]
+def test_every_byte_is_ggmls(name: str, weighted: bool, library: Library) -> None:
+    number = TENSOR_TYPE_NUMBERS[name]
+    skip_if_for_another_ggml(library, number, weighted=weighted)
     for seed, width in enumerate((32, 96, 416) if name in SHORT_BLOCKS else (256, 768, 2048)):
         columns = hard_inputs.importance(seed, width) if weighted else None
         for generator, piece in hard_inputs.pieces(seed, 7 * width):
@@ -78,10 +78,11 @@ def test_every_byte_is_ggmls(name: str, weighted: bool, level: str) -> None:
 
 
 @needs_library
-@levels
+@libraries
 @kernels_and_weighting
-def test_nothing_is_written_beside_the_rows(name: str, weighted: bool, level: str) -> None:
-    library, number = library_for(level), TENSOR_TYPE_NUMBERS[name]
+def test_nothing_is_written_beside_the_rows(name: str, weighted: bool, library: Library) -> None:
+    number = TENSOR_TYPE_NUMBERS[name]
+    skip_if_for_another_ggml(library, number, weighted=weighted)
     for count in (1, 2, 3):
         (_, piece), = hard_inputs.pieces(count, count * 256, (hard_inputs.bf16,))  # fmt: skip
         rows = np.empty(piece.size + 1, np.float32)[1:].reshape(count, 256)
@@ -117,9 +118,8 @@ def test_a_type_without_a_kernel_is_refused() -> None:
 def test_a_kernel_that_lies_is_turned_off(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert BEST is not None
-    liar = Liar(BEST.path, BEST.level, BEST.functions)
-    monkeypatch.setattr(encoder, "open_library", lambda: liar)
+    liars = tuple(Liar(library.path, library.level, library.name, library.functions) for library in LIBRARIES)
+    monkeypatch.setattr(encoder, "open_libraries", lambda: liars)
     (_, piece), = hard_inputs.pieces(1, 4 * 256, (hard_inputs.bf16,))  # fmt: skip
     rows = piece.reshape(4, 256)
     expected = by_ggml(name, rows)
@@ -129,6 +129,59 @@ def test_a_kernel_that_lies_is_turned_off(
     assert f"the kernel for {name} gives other bytes" in caplog.text
     (note,) = native.notes([name, "q5_0"], weighted=False)
     assert f"other bytes than this ggml for {name}:" in note
+
+
+@needs_library
+@pytest.mark.skipif(len(LIBRARIES) < 2, reason="one instruction set only")
+def test_the_next_kernel_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_, last = LIBRARIES
+    liar = Liar(last.path, last.level, "liar", last.functions)
+    monkeypatch.setattr(encoder, "open_libraries", lambda: (first, liar))
+    monkeypatch.setattr(self_check, "is_exact", lambda library, *_, **__: library is first)
+    assert encoder.chosen(TENSOR_TYPE_NUMBERS["q4_K"], weighted=False) == first.name
+
+
+@needs_library
+@pytest.mark.parametrize("source", ["f16", "bf16"])
+def test_all_weights_of_16_bits_are_widened_as_ggml_does(source: str) -> None:
+    """Q8_0 says sign, size and scale of a block; every pattern is here, alone among zeros and beside its neighbours."""
+    assert BEST is not None
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    alone = np.zeros((1 << 16, 32), np.uint16)
+    alone[:, 0] = patterns
+    widen = quantizer.f16_to_f32 if source == "f16" else quantizer.bf16_to_f32
+    for rows in (alone, patterns.reshape(-1, 32), np.resize(patterns, (3, 8192 + 96))):
+        wide = np.empty(rows.shape, np.float32)
+        widen(rows, wide)
+        expected = by_ggml("q8_0", wide)
+        out = ~expected
+        BEST.encode_rows(TENSOR_TYPE_NUMBERS["q8_0"], rows, out, source=TENSOR_TYPE_NUMBERS[source])
+        assert np.array_equal(out, expected)
+
+
+@needs_library
+@kernels_and_weighting
+def test_narrow_rows_of_any_length_give_the_same_bytes(name: str, weighted: bool) -> None:
+    number, source = TENSOR_TYPE_NUMBERS[name], TENSOR_TYPE_NUMBERS["bf16"]
+    if not native.reads(source, number, weighted=weighted):
+        pytest.skip("this ggml gives other bytes")
+    for count, width in ((37, 256), (5, 768), (2, 4096 + 768)):
+        (_, piece), = hard_inputs.pieces(width, count * width, (hard_inputs.bf16,))  # fmt: skip
+        rows = piece.reshape(count, width)
+        columns = hard_inputs.importance(width, width) if weighted else None
+        expected = by_ggml(name, rows, columns)
+        out = ~expected
+        narrow = (rows.view(np.uint32) >> 16).astype(np.uint16)
+        native.encode_rows(number, narrow, out, columns, source)
+        assert np.array_equal(out, expected), f"{count} rows of {width}"
+
+
+def test_what_ggml_cannot_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "open_libraries", lambda: ())
+    number, narrow = TENSOR_TYPE_NUMBERS["q8_0"], np.zeros((1, 32), np.uint16)
+    assert not native.reads(TENSOR_TYPE_NUMBERS["bf16"], number, weighted=False)
+    with pytest.raises(AssertionError, match="f32 only"):
+        native.encode_rows(number, narrow, np.zeros(34, np.uint8), source=TENSOR_TYPE_NUMBERS["bf16"])
 
 
 @needs_library
@@ -147,7 +200,7 @@ def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @kernels_and_weighting
 def test_without_a_library_ggml_does_the_work(name: str, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "open_library", lambda: None)
+    monkeypatch.setattr(encoder, "open_libraries", lambda: ())
     columns = hard_inputs.importance(1, 768) if weighted else None
     (_, piece), = hard_inputs.pieces(1, 3 * 768, (hard_inputs.bf16,))  # fmt: skip
     rows = piece.reshape(3, 768)
@@ -160,9 +213,9 @@ def test_without_a_library_ggml_does_the_work(name: str, weighted: bool, monkeyp
 
 
 def test_a_file_that_is_no_library_is_none(tmp_path: Path) -> None:
-    assert open_library(tmp_path / "missing.so") is None
+    assert open_libraries(tmp_path / "missing.so") == ()
     (tmp_path / "damaged.so").write_bytes(b"\x7fELF, but not really")
-    assert open_library(tmp_path / "damaged.so") is None
+    assert open_libraries(tmp_path / "damaged.so") == ()
 
 
 @pytest.mark.parametrize("settings", [{"CC": "false"}, {"CC": "no-such-compiler"}, {"PESTLE_KERNELS": "off"}])

@@ -39,7 +39,7 @@ def receive():
         frames.extend(reader.feed(data))
     return decode(frames.pop(0))
 def hello():
-    send(Hello(kind, os.getpid(), vocabulary_size=100, context_length=64, slots=2))
+    send(Hello(kind, os.getpid(), vocabulary_size=100, context_length=64, slots=2, capabilities=["completion"]))
 def step(*pieces):
     send(Step(list(pieces), Load(1, 0, 1, 10, 0, 1, 0, 0.01)))
 receive()

@@ -7,86 +7,31 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from app.errors import RequestError, UnsupportedFieldError
-from app.pool.request import ChatPrompt, GenerationRequest
+from app.errors import RequestError
+from app.pool.request import ChatPrompt, GenerationRequest, ModelInfo, ToolUse
 from app.server.schema.common import CommonRequest, Count, TopLogprobs
 from app.server.schema.decode import decode
 from app.server.schema.fields import CHAT, refuse_what_would_change_the_answer, without_effect
+from app.server.schema.messages import (
+    AssistantMessage,
+    DeveloperMessage,
+    Message,
+    SystemMessage,
+    TextPart,
+    UserMessage,
+    templated,
+)
 from app.server.schema.structured import grammar_source
+from app.server.schema.template_arguments import (
+    ReasoningEffort,
+    template_arguments,
+    template_names_without_effect,
+)
+from app.server.schema.tools import ToolChoice, Tools, tool_use, tools_without_effect
 
 MAX_MESSAGES = 4096
+MAX_DOCUMENTS = 256
 _BREAKPOINT = "messages[].content[].prompt_cache_breakpoint"
-
-
-class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    """A part of a message that is text."""
-
-    text: str
-    prompt_cache_breakpoint: dict[str, Any] | None = None
-
-
-class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
-    """A part in which an assistant declined to answer."""
-
-
-class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
-    """An image."""
-
-
-class AudioPart(msgspec.Struct, frozen=True, tag_field="type", tag="input_audio"):
-    """Recorded sound."""
-
-
-class FilePart(msgspec.Struct, frozen=True, tag_field="type", tag="file"):
-    """A file."""
-
-
-Part = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
-Content = str | list[Part]
-
-
-class SystemMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="role", tag="system"):
-    """What the model is told to be."""
-
-    content: Content
-    name: str | None = None
-
-
-class DeveloperMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="role", tag="developer"):
-    """OpenAI's newer name of the system message; models' templates know the older one."""
-
-    content: Content
-    name: str | None = None
-
-
-class UserMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="role", tag="user"):
-    """What the person says."""
-
-    content: Content
-    name: str | None = None
-
-
-class AssistantMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="role", tag="assistant"):
-    """What the model said; clients send back all fields of its message, null ones too."""
-
-    content: Content | None = None
-    name: str | None = None
-    refusal: str | None = None
-    audio: Any = None
-    function_call: Any = None
-    tool_calls: Any = None
-    annotations: list[Any] | None = None
-
-
-class ToolMessage(msgspec.Struct, frozen=True, tag_field="role", tag="tool"):
-    """The result of a tool."""
-
-
-class FunctionMessage(msgspec.Struct, frozen=True, tag_field="role", tag="function"):
-    """The result of a function, in OpenAI's oldest way."""
-
-
-Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 
 class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,14 +41,18 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
     audio: Any = None
     moderation: Any = None
-    reasoning_effort: Any = None
+    reasoning_effort: ReasoningEffort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: Annotated[list[dict[str, Any]], Meta(max_length=MAX_DOCUMENTS)] | None = None
     verbosity: Any = None
     web_search_options: Any = None
     metadata: dict[str, Any] | None = None
@@ -119,8 +68,9 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
     def generation_request(self, request_id: str, client: str = "") -> GenerationRequest:
         """Return what to ask the pool for; raises RequestError for fields that contradict each other."""
         max_tokens, max_tokens_param = self._max_tokens()
+        tools = tool_use(self)
         return GenerationRequest(
-            prompts=[ChatPrompt([_normalised(message, index) for index, message in enumerate(self.messages)])],
+            prompts=[self._prompt(tools)],
             n=self.n or 1,
             max_tokens=max_tokens,
             max_tokens_param=max_tokens_param,
@@ -134,14 +84,39 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
             client=client,
             priority=self.priority or 0,
             grammar=grammar_source(self),
+            tools=tools,
             reuse_prefix=self.cache_prompt is not False,
             timings_per_token=self.timings_per_token is True,
         )
 
-    def names_without_effect(self) -> list[str]:
-        """Return the names of the fields that were sent and cannot change the answer."""
-        names = without_effect(self, CHAT) + self.nested_without_effect()
-        if any(getattr(message, "name", None) is not None for message in self.messages):
+    def _prompt(self, tools: ToolUse | None) -> ChatPrompt:
+        continues = self.continue_final_message is True
+        if continues and self.add_generation_prompt:
+            raise RequestError(
+                "'add_generation_prompt' begins a message, 'continue_final_message' goes on with the last: send one",
+                param="add_generation_prompt",
+            )
+        if continues and not isinstance(self.messages[-1], AssistantMessage):
+            raise RequestError(
+                "'continue_final_message' goes on with an assistant's message, which the last of 'messages' is not",
+                param="continue_final_message",
+            )
+        return ChatPrompt(
+            templated(self.messages),
+            tools=tools.tools if tools else [],
+            documents=self.documents or [],
+            template_arguments=template_arguments(self),
+            add_generation_prompt=not continues if self.add_generation_prompt is None else self.add_generation_prompt,
+            continue_final_message=continues,
+        )
+
+    def names_without_effect(self, model: ModelInfo | None = None) -> list[str]:
+        """Return the names of the fields that were sent and cannot change the answer, of this model if it is given."""
+        names = without_effect(self, CHAT) + self.nested_without_effect() + tools_without_effect(self)
+        if model is not None:
+            names += template_names_without_effect(self, model.template_variables)
+        named = (SystemMessage, DeveloperMessage, UserMessage, AssistantMessage)
+        if any(isinstance(message, named) and message.name is not None for message in self.messages):
             names.append("messages[].name")
         contents = [getattr(message, "content", None) for message in self.messages]
         parts = [part for content in contents if isinstance(content, list) for part in content]
@@ -173,44 +148,3 @@ def decode_chat(body: bytes) -> ChatRequest:
     if request.top_logprobs is not None and not request.logprobs:
         raise RequestError("'top_logprobs' only goes with \"logprobs\": true: set it", param="top_logprobs")
     return request
-
-
-def _normalised(message: Message, index: int) -> dict[str, Any]:
-    """Return a message as templates know it: a role and a string."""
-    place = f"messages[{index}]"
-    if isinstance(message, ToolMessage | FunctionMessage):
-        role = message.__struct_config__.tag
-        raise UnsupportedFieldError(f"'{place}.role': messages of role {role} are not supported", param=f"{place}.role")
-    if isinstance(message, AssistantMessage):
-        return {"role": "assistant", "content": _assistant_content(message, place)}
-    role = "user" if isinstance(message, UserMessage) else "system"
-    return {"role": role, "content": _text(message.content, place)}
-
-
-def _assistant_content(message: AssistantMessage, place: str) -> str:
-    for name in ("tool_calls", "function_call", "audio"):
-        if getattr(message, name) not in (None, []):
-            param = f"{place}.{name}"
-            raise UnsupportedFieldError(f"'{param}' is not supported: leave it out, or send null", param=param)
-    if message.content is not None:
-        return _text(message.content, place)
-    if message.refusal is not None:
-        return message.refusal
-    raise RequestError(
-        f"'{place}.content' is null or missing: an assistant's message without tool calls needs a string, or parts of "
-        "type text",
-        param=f"{place}.content",
-    )
-
-
-def _text(content: Content, place: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not content:
-        raise RequestError(f"'{place}.content' is empty: send a string or at least one part", param=f"{place}.content")
-    for index, part in enumerate(content):
-        if not isinstance(part, TextPart):
-            param = f"{place}.content[{index}].type"
-            kind = part.__struct_config__.tag
-            raise UnsupportedFieldError(f"'{param}' is {kind!r}: this model reads parts of type text only", param=param)
-    return "\n".join(part.text for part in content if isinstance(part, TextPart))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from app.errors import PestleError, QueueFullError, RequestError, UnavailableError
+from app.server.schema.embedding_fields import EMBEDDINGS, RERANK
 from app.server.schema.fields import CHAT, COMPLETIONS, NESTED
 from app.server.schema.text import DETOKENIZE, TOKENIZE
 
@@ -23,6 +24,8 @@ def tables() -> str:
         _fields("Fields of POST /v1/chat/completions", CHAT),
         _fields("Fields of POST /v1/completions", COMPLETIONS),
         _fields("Fields within fields", NESTED),
+        _fields("Fields of POST /v1/embeddings", EMBEDDINGS),
+        _fields("Fields of POST /v1/rerank", RERANK),
         _fields("Fields of POST /tokenize", TOKENIZE),
         _fields("Fields of POST /detokenize", DETOKENIZE),
         _errors(),

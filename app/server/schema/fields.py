@@ -92,18 +92,31 @@ CHAT: dict[str, Field] = {
     "max_completion_tokens": _honoured("the same as max_tokens, of which it is the newer name"),
     "logprobs": _honoured("true or false (default)"),
     "top_logprobs": _honoured('an integer from 0 to 20, with "logprobs": true only'),
-    "tools": _refused("null or []", []),
-    "tool_choice": _refused('null, "none" or "auto"', "none", "auto"),
-    "functions": _refused("null or []", []),
-    "function_call": _refused('null, "none" or "auto"', "none", "auto"),
+    "tools": _honoured("an array of at most 128 tools of type function"),
+    "tool_choice": _honoured(
+        '"none", "auto" (default), "required", {"type": "function", "function": {"name": ...}} or '
+        '{"type": "allowed_tools", "allowed_tools": {"mode": "auto" or "required", "tools": [...]}}'
+    ),
+    "functions": _refused("null or [], and tools in its place", []),
+    "function_call": _refused('null, "none" or "auto", and tool_choice in its place', "none", "auto"),
     "modalities": _refused('null or ["text"]', ["text"]),
     "audio": _refused("null"),
     "moderation": _refused("null"),
-    "reasoning_effort": _refused('null or "none"', "none"),
+    "reasoning_effort": _honoured(
+        '"none", "minimal", "low", "medium", "high" or "xhigh", if the model\'s template looks at it'
+    ),
+    "chat_template_kwargs": _honoured("an object of what the model's template looks at, as enable_thinking; vLLM's"),
+    "add_generation_prompt": _honoured(
+        "true (default) or false: whether the prompt begins the answer's message; vLLM's"
+    ),
+    "continue_final_message": _honoured(
+        "true or false (default): whether the answer goes on with the last message, an assistant's; vLLM's"
+    ),
+    "documents": _honoured("an array of at most 256 objects, for models whose template shows them; vLLM's"),
     "verbosity": _refused('null or "medium"', "medium"),
     "web_search_options": _refused("null"),
     "metadata": _no_effect("an object"),
-    "parallel_tool_calls": _no_effect("true or false"),
+    "parallel_tool_calls": _honoured("true (default) or false: whether an answer may be several calls"),
     "prediction": _no_effect("an object"),
     "prompt_cache_key": _no_effect("a string"),
     "prompt_cache_options": _no_effect("an object"),
@@ -140,9 +153,21 @@ NESTED: dict[str, Field] = {
     "structured_outputs.regex": _honoured("as guided_regex"),
     "structured_outputs.choice": _honoured("as guided_choice"),
     "structured_outputs.grammar": _honoured("as grammar"),
-    "messages[].role": _honoured("system, developer (the same as system), user or assistant; tool is refused for now"),
-    "messages[].content": _honoured("a string, or an array of parts of type text (joined by line feeds)"),
-    "messages[].name": _no_effect("a string"),
+    "messages[].role": _honoured("system, developer (the same as system), user, assistant, tool or function"),
+    "messages[].content": _honoured(
+        "a string, or an array of parts of type text (joined by line feeds for most models)"
+    ),
+    "messages[].name": _no_effect("a string; of tool and function messages it is honoured"),
+    "messages[].tool_calls": _honoured("an assistant's earlier calls, of type function"),
+    "messages[].tool_call_id": _honoured("in messages of role tool: the id of the call whose result it is"),
+    "messages[].function_call": _honoured("an assistant's earlier call in OpenAI's oldest way"),
+    "messages[].reasoning_content": _honoured("an assistant's earlier reasoning, for models whose template shows it"),
+    "tools[].function.name": _honoured("1 to 64 letters, digits, _ and -"),
+    "tools[].function.description": _honoured("a string"),
+    "tools[].function.parameters": _honoured("a JSON schema of an object"),
+    "tools[].function.strict": _no_effect(
+        "true or false: calls keep to their schema whenever a grammar holds them to it"
+    ),
     "messages[].content[].prompt_cache_breakpoint": _no_effect("an object"),
 }
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.messages import Piece, TokenLogprob
     from app.pool.generation import Generation
     from app.pool.request import ModelInfo
@@ -46,18 +48,28 @@ def usage(generation: Generation) -> dict[str, Any]:
     }
 
 
+def plain_message(piece: Piece) -> tuple[dict[str, Any], str | None]:
+    """Return the message of a choice that is content and nothing else, and its finish reason."""
+    return {"role": "assistant", "content": piece.text, "refusal": None}, piece.finish_reason
+
+
 def chat_completion(
-    identity: Identity, pieces: list[Piece], generation: Generation, extra: dict[str, Any] | None = None
+    identity: Identity,
+    pieces: list[Piece],
+    generation: Generation,
+    read: Callable[[Piece], tuple[dict[str, Any], str | None]] = plain_message,
+    extra: dict[str, Any] | None = None,
 ) -> bytes:
-    """Return the body of a whole chat answer; one piece a choice."""
+    """Return the body of a whole chat answer; one piece a choice, `read` as a message with a finish reason."""
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": piece.text, "refusal": None},
+            "message": message,
             "logprobs": None if piece.logprobs is None else chat_logprobs(piece.logprobs),
-            "finish_reason": piece.finish_reason,
+            "finish_reason": reason,
         }
         for index, piece in enumerate(pieces)
+        for message, reason in [read(piece)]
     ]
     return _whole("chat.completion", identity, choices, generation, extra)
 
@@ -83,7 +95,7 @@ def text_completion(
 
 def model_object(model: ModelInfo) -> dict[str, Any]:
     """Return one item of `/v1/models`; fields beyond OpenAI's four only when they are known."""
-    known = {
+    known: dict[str, Any] = {
         "context_length": model.context_length,
         "slots": model.slots,
         "architecture": model.architecture,
@@ -95,6 +107,7 @@ def model_object(model: ModelInfo) -> dict[str, Any]:
         "trained_context_length": model.trained_context,
         "vocabulary_size": model.vocabulary_size,
         "capabilities": model.capabilities,
+        "embedding_size": model.embedding_size,
         "card": model.card,
     }
     return {
