@@ -109,7 +109,7 @@ def test_models_tell_what_they_are(url: str, bytes_model: Path) -> None:
     (item,) = ask(url, "/v1/models")[1]["data"]
     assert item["type"] == "f32"
     assert item["file_bytes"] == bytes_model.stat().st_size
-    assert item["capabilities"] == ["completion", "chat"]
+    assert item["capabilities"] == ["chat", "completion"]
     assert (item["context_length"], item["trained_context_length"], item["slots"]) == (256, 2048, 1)
     assert item["vocabulary_size"] > 256
     card = item["card"]
