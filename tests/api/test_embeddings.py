@@ -16,6 +16,7 @@ import openai
 import pytest
 from openai.types import CreateEmbeddingResponse, Model
 
+from tests.api.conftest import eventually
 from tests.conftest import RunningServer, start_server
 from tests.embedding_models import CAT, CLS, CONTEXT, SEP, SIZE, write_embedder, write_reranker, write_unpooled
 
@@ -237,6 +238,17 @@ class TestRerank:
             client.embeddings.create(model="reranker", input="a")
         assert caught.value.code == "model_not_capable"
         assert "/v1/rerank" in caught.value.message
+
+
+def test_unknown_fields_and_the_log(tmp_path: Path) -> None:
+    body = {"model": "embedder", "input": TEXTS, "num_ctx": 1}
+    with start_server(write_embedder(tmp_path), "--unknown-fields", "warn") as running:
+        status, headers, answer = post(running.url, "/v1/embeddings", body)
+        assert (status, headers["x-pestle-unknown-fields"], len(answer["data"])) == (200, "num_ctx", 3)
+        eventually(lambda: [line for line in list(running.stderr) if '"/v1/embeddings"' in line])
+        lines = [json.loads(line) for line in list(running.stderr) if '"/v1/embeddings"' in line]
+    (line,) = (line for line in lines if line["message"] == "request")
+    assert (line["model"], line["prompt_tokens"]) == ("embedder", answer["usage"]["prompt_tokens"])
 
 
 def test_a_generative_model_says_how_it_could_embed(server: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.api.tiny_models import switching_model
 from tests.api.wire import error_of
 from tests.conftest import ServerFactory
 
@@ -81,6 +82,44 @@ def test_the_template_alone(url: str) -> None:
     assert ask(url, "/apply-template", {"messages": messages, "model": model})[0] == 200
 
 
+@pytest.fixture(scope="module")
+def switching(serve: ServerFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serve(switching_model(tmp_path_factory.mktemp("switching")), "--parallel", "1") as running:
+        yield running.url
+
+
+def test_the_template_shows_tools_as_chats_do(switching: str) -> None:
+    model = ask(switching, "/v1/models")[1]["data"][0]["id"]
+    function = {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "How warm?"}],
+        "tools": [{"type": "function", "function": function}],
+    }
+    status, answer = ask(switching, "/apply-template", body)
+    assert status == 200
+    assert "get_weather" in answer["prompt"]
+    tokens = ask(switching, "/tokenize", {"content": answer["prompt"]})[1]["tokens"]
+    chat = ask(switching, "/v1/chat/completions", {**body, "max_tokens": 1})[1]
+    assert chat["usage"]["prompt_tokens"] == len(tokens)
+    assert ask(switching, "/apply-template", {**body, "tool_choice": "none"}) == (200, {"prompt": "How warm?>"})
+
+
+def test_the_template_gets_all_that_a_chat_gives_it(switching: str) -> None:
+    messages = [{"role": "user", "content": "One, "}, {"role": "assistant", "content": "two."}]
+    for given, prompt in [
+        ({}, "One, two.>"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "think:One, two.>"),
+        ({"reasoning_effort": "none", "documents": [{"text": "A fox."}]}, "A fox.;One, two.>"),
+        ({"add_generation_prompt": False}, "One, two."),
+        ({"continue_final_message": True}, "One, two."),
+    ]:
+        assert ask(switching, "/apply-template", {"messages": messages, **given}) == (200, {"prompt": prompt})
+    body = {"messages": messages, "chat_template_kwargs": {"bos_token": "a"}}
+    status, error = ask(switching, "/apply-template", body)
+    assert (status, error["param"]) == (400, "chat_template_kwargs.bos_token")
+
+
 @pytest.mark.parametrize(
     ("path", "document", "status", "param"),
     [
@@ -103,6 +142,13 @@ def test_the_template_alone(url: str) -> None:
 def test_what_is_wrong_is_named(url: str, path: str, document: Any, status: int, param: str | None) -> None:
     found, error = ask(url, path, document)
     assert (found, error["param"]) == (status, param)
+
+
+def test_filling_in_is_a_capability(filling_model: Path, serve: ServerFactory) -> None:
+    with serve(filling_model, "--parallel", "1", "--ctx-size", "256") as running:
+        (item,) = ask(running.url, "/v1/models")[1]["data"]
+    assert "infill" in item["capabilities"]
+    assert "completion" in item["capabilities"]
 
 
 def test_models_tell_what_they_are(url: str, bytes_model: Path) -> None:

@@ -96,6 +96,22 @@ def test_required_streamed_in_pieces(client: openai.OpenAI, model: str) -> None:
     assert pieces > 3 * len(calls)
 
 
+def test_timings_go_with_calls(client: openai.OpenAI, model: str) -> None:
+    options: dict[str, Any] = {**ONE_CALL, "tool_choice": "required", "extra_body": {"timings_per_token": True}}
+    answer: Any = client.chat.completions.create(model=model, messages=MESSAGES, **options)
+    check_calls(named_calls(answer))
+    assert answer.timings["predicted_n"] == answer.usage.completion_tokens
+    arguments, counted = "", []
+    chunk: Any
+    for chunk in list(client.chat.completions.create(model=model, messages=MESSAGES, stream=True, **options))[1:]:
+        counted.append(chunk.timings["predicted_n"])
+        for call in chunk.choices[0].delta.tool_calls or []:
+            arguments += call.function.arguments or ""
+    assert arguments == named_calls(answer)[0][1]
+    assert counted == sorted(counted)
+    assert counted[-1] == answer.usage.completion_tokens
+
+
 @pytest.mark.parametrize(
     ("choice", "name"),
     [

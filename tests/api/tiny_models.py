@@ -43,6 +43,20 @@ def sentences_model(folder: Path) -> Path:
     return quantized(checkpoint, folder / "Tiny-Sentences-F32.gguf")
 
 
+def switching_model(folder: Path) -> Path:
+    """Return a model of bytes whose template shows documents, and looks at what clients may switch."""
+    checkpoint = make_checkpoint(folder / "Tiny-Switching-1M", BYTES)
+    settings = checkpoint / "tokenizer_config.json"
+    written = json.loads(settings.read_text())
+    written["chat_template"] = (
+        "{% if enable_thinking %}think:{% endif %}{% for document in documents or [] %}{{ document['text'] }};"
+        "{% endfor %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    settings.write_text(json.dumps(written))
+    return quantized(checkpoint, folder / "Tiny-Switching-F32.gguf")
+
+
 def filling_model(folder: Path) -> Path:
     """Return a model of bytes whose vocabulary has tokens for filling in the middle."""
 
