@@ -31,6 +31,8 @@ from bench import peer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from app.messages import Hello, LoadModel
+
 SHORT = 50  # tokens of the answers that show what a request costs
 FIRST_CORE, OTHER_CORE = 0, 1
 SEND_BUFFER = 4096  # bytes: the generator stays few steps ahead, or tokens would be merged into fewer events
@@ -159,8 +161,7 @@ def work(descriptor: int) -> int:
         for message in map(decode, frames.feed(data)):
             if isinstance(message, messages.LoadModel):
                 slots = message.slots
-                answer: Any = messages.Hello("worker", os.getpid(), VOCABULARY, message.context_length, slots=slots)
-                connection.sendall(messages.encode_frame(answer))
+                connection.sendall(messages.encode_frame(hello(message)))
             elif isinstance(message, messages.Generate):
                 running.append(message.request)
                 connection.sendall(messages.encode_frame(messages.Accepted(message.request)))
@@ -170,6 +171,20 @@ def work(descriptor: int) -> int:
                         connection.sendall(frame)
                     running.clear()
     return 0
+
+
+def hello(load: LoadModel) -> Hello:
+    """Return what the worker says of its model."""
+    from app.messages import Hello  # noqa: PLC0415
+
+    return Hello(
+        child="worker",
+        pid=os.getpid(),
+        vocabulary_size=VOCABULARY,
+        context_length=load.context_length,
+        slots=load.slots,
+        capabilities=["chat", "completion"],
+    )
 
 
 def steps(requests: list[int], tokens: int) -> Iterator[bytes]:

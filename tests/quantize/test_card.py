@@ -27,6 +27,7 @@ from quantize.card_making import SourceFile, describe_source, make_card, source_
 from quantize.pipeline import Result, prepare, quantize, run_all
 from quantize.prepared import Prepared
 from quantize.recipe import Overrides
+from quantize.writer import AtomicFile
 from tests.quantize.test_family_gpt_oss import packed
 
 ROOT = Path(__file__).parents[2]
@@ -66,22 +67,18 @@ def test_digests_are_those_of_the_files(checkpoint_of: Checkpoints, tmp_path: Pa
     assert "config.json" in known
 
 
-def test_what_comes_in_order_is_not_read_again(
-    checkpoint_of: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by_turns", [False, True])
+def test_what_is_written_is_not_read_to_be_hashed(
+    by_turns: bool, checkpoint_of: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[Path] = []
-    real = Path.open
-
-    def noted(self: Path, *arguments: Any, **options: Any) -> Any:
-        opened.append(self)
-        return real(self, *arguments, **options)
-
-    prepared = prepare(checkpoint_of("llama3"), ["q8_0", "q4_k_m"])
-    from quantize import digest  # noqa: PLC0415
-
-    monkeypatch.setattr(digest.Path, "open", noted)
-    run_all(prepared, [tmp_path / "a.gguf", tmp_path / "b.gguf"])
-    assert sum(path.suffix == ".pestle-part" for path in opened) == 2 * 2  # `verify` alone: header and samples
+    """Not even gates and ups that are written by turns."""
+    source, types = (packed(tmp_path), ["mxfp4_moe"]) if by_turns else (checkpoint_of("llama3"), ["q8_0", "q4_k_m"])
+    monkeypatch.setattr(AtomicFile, "read_back", lambda *_: pytest.fail("the file was read"))
+    outs = [tmp_path / f"{name}.gguf" for name in types]
+    results = run_all(prepare(source, types), outs)
+    assert [result.digest.sha256 for result in results] == [
+        hashlib.sha256(out.read_bytes()).hexdigest() for out in outs
+    ]
 
 
 def decoded(raw: bytes, type_name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
