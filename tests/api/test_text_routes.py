@@ -107,13 +107,14 @@ def test_the_template_shows_tools_as_chats_do(switching: str) -> None:
 
 def test_the_template_gets_all_that_a_chat_gives_it(switching: str) -> None:
     messages = [{"role": "user", "content": "One, "}, {"role": "assistant", "content": "two."}]
-    for given, prompt in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "One, two.>"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "think:One, two.>"),
         ({"reasoning_effort": "none", "documents": [{"text": "A fox."}]}, "A fox.;One, two.>"),
         ({"add_generation_prompt": False}, "One, two."),
         ({"continue_final_message": True}, "One, two."),
-    ]:
+    ]
+    for given, prompt in cases:
         assert ask(switching, "/apply-template", {"messages": messages, **given}) == (200, {"prompt": prompt})
     body = {"messages": messages, "chat_template_kwargs": {"bos_token": "a"}}
     status, error = ask(switching, "/apply-template", body)
