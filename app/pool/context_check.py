@@ -9,6 +9,7 @@ from app.errors import ContextLengthError, RequestError
 from app.pool.request import ChatPrompt, GenerationRequest, Prompt
 
 _TOKEN_BYTES = 4
+_MOST_ENTRIES = 1_000_000  # log probabilities of prompts in an answer: some 300 MB
 
 
 def answer_tokens(prompt: Prompt, prompt_bytes: bytes, context_length: int, request: GenerationRequest) -> int:
@@ -38,6 +39,19 @@ def answer_tokens(prompt: Prompt, prompt_bytes: bytes, context_length: int, requ
             param=request.max_tokens_param,
         )
     return request.max_tokens
+
+
+def check_scored(prompts: list[bytes], request: GenerationRequest) -> None:
+    """Raise RequestError when the prompts' own log probabilities would be more than one answer can hold."""
+    if request.prompt_logprobs is None:
+        return
+    entries = sum(map(len, prompts)) // _TOKEN_BYTES * (request.prompt_logprobs + 1) * request.n
+    if entries > _MOST_ENTRIES:
+        raise RequestError(
+            f"'logprobs' and 'echo' make {entries} log probabilities of these prompts, the limit is {_MOST_ENTRIES}: "
+            "send fewer or shorter prompts, fewer choices, or a lower 'logprobs'",
+            param="logprobs",
+        )
 
 
 def token_prompt(tokens: list[int], vocabulary_size: int, param: str = "prompt") -> bytes:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TOKEN_BYTES = 4
 _REMEMBERED_BYTES = 16 * 1024 * 1024  # of prompts: more than any cache of theirs holds
+_REMEMBERED = 1024  # prompts: each is looked at for every forecast
 _DOUBT = 0.8  # of an estimate: who waits longer than this is not refused
 
 
@@ -31,9 +32,11 @@ class SeenPrompts:
 
     def add(self, prompt: bytes) -> None:
         """Remember a prompt, int32 ids."""
+        if self._prompts and self._prompts[-1] == prompt:
+            return  # another choice of the same request
         self._prompts.append(prompt)
         self._bytes += len(prompt)
-        while self._bytes > _REMEMBERED_BYTES and len(self._prompts) > 1:
+        while len(self._prompts) > 1 and (self._bytes > _REMEMBERED_BYTES or len(self._prompts) > _REMEMBERED):
             self._bytes -= len(self._prompts.popleft())
 
     def most_cached(self, prompt: bytes) -> int:
@@ -41,7 +44,7 @@ class SeenPrompts:
         longest = 0
         for seen in self._prompts:
             common = _common(seen, prompt)
-            if common >= len(seen) - _TOKEN_BYTES:  # what was answered to that one may be in it, too
+            if common >= max(len(seen) - _TOKEN_BYTES, _TOKEN_BYTES):  # what was answered to that one may be in it, too
                 return len(prompt) // _TOKEN_BYTES
             longest = max(longest, common)
         return longest // _TOKEN_BYTES

@@ -221,7 +221,9 @@ class _ChoiceBuffer:
                 self._logprobs = []
             self._logprobs.extend(piece.logprobs)
         if piece.prompt_logprobs is not None:
-            self._prompt_logprobs = [*(self._prompt_logprobs or ()), *piece.prompt_logprobs]
+            if self._prompt_logprobs is None:
+                self._prompt_logprobs = []
+            self._prompt_logprobs.extend(piece.prompt_logprobs)
         self.last = piece
 
     def take(self) -> Piece:

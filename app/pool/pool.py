@@ -33,7 +33,7 @@ from app.observability.logging import get_logger
 from app.pool.admission import Admission
 from app.pool.chat_request import grammar_asked, render_chat, shown_tokens
 from app.pool.child import python_module
-from app.pool.context_check import answer_tokens, check_ids, token_prompt
+from app.pool.context_check import answer_tokens, check_ids, check_scored, token_prompt
 from app.pool.embedding import capabilities, check_capability, count_tokens, embed_command
 from app.pool.forecast import Forecast
 from app.pool.generation import Generation
@@ -293,6 +293,7 @@ class Pool:
             answer_tokens(prompt, tokens, context_length, request)
             for prompt, tokens in zip(request.prompts, prompts, strict=True)
         ]
+        check_scored(prompts, request)
         self._check_served()
         if request.echo:
             generation.echoes = [await self.text.echo(prompt) for prompt in request.prompts]

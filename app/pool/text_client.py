@@ -37,6 +37,8 @@ log = get_logger(__name__)
 
 _WINDOW = 4  # prompts in the child's hands: enough that it never waits for the next
 
+_PATIENT = Tokenize | Detokenize | WriteChat  # of which one at a time is sent: whoever waits for an answer goes before
+
 
 class Sender(Protocol):
     """What a client needs of its supervisor."""
@@ -177,11 +179,27 @@ class TextClient:
         """Send what waits, as far as the window goes: a prompt whose client leaves before that costs nothing."""
         assert self.supervisor is not None  # noqa: S101 - the pool wires it before anything runs
         while self._up and self._unsent and len(self._sent) < _WINDOW:
-            request = next(iter(self._unsent))
-            pending = self._sent[request] = self._unsent.pop(request)
-            self.supervisor.send(pending.message)
+            request = self._next()
+            if request is None:
+                return
+            pending = self._unsent.pop(request)
+            try:
+                self.supervisor.send(pending.message)
+            except (OverflowError, TypeError, ValueError):
+                pending.refuse("takes a value that no frame between our processes can hold")
+                continue
+            self._sent[request] = pending
             if len(self._sent) == 1:
                 self._arm()
+
+    def _next(self) -> int | None:
+        """Return who is sent next: prompts that are to be answered, then, one at a time, what only wants text."""
+        for request, pending in self._unsent.items():
+            if not isinstance(pending.message, _PATIENT):
+                return request
+        if any(isinstance(pending.message, _PATIENT) for pending in self._sent.values()):
+            return None
+        return next(iter(self._unsent), None)
 
     def _arm(self) -> None:
         """Start the clock of the prompt that the child is at now, if there is one."""

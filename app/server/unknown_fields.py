@@ -33,7 +33,10 @@ def decode_without_unknown(body: bytes, decode: Callable[[bytes], Asked], exchan
         except UnknownFieldError as error:
             if not exchange.warns_of_unknown_fields or len(exchange.unknown_fields) >= _MOST or not error.path:
                 raise
-            document = msgspec.json.decode(body)
+            try:
+                document = msgspec.json.decode(body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                raise error from None
             if not _remove(document, error.path):
                 raise
             exchange.unknown_fields.append(".".join(error.path)[:100])

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.errors import PromptRefusedError
-from app.messages import RenderedInputs, RenderInputs, RenderPairs
+from app.messages import MAX_FRAME_BYTES, RenderedInputs, RenderInputs, RenderPairs
 from app.text.tokenize import MAX_PROMPT_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy.typing as npt
 
     from app.llama.model import VocabularyModel
@@ -33,19 +35,17 @@ class InputRenderer:
         """Return the tokens of each input. Raises PromptRefusedError that names the one that is too large."""
         if isinstance(request, RenderInputs):
             texts = enumerate(request.texts)
-            found = [self._tokenizer.whole(text, param=f"input[{index}]") for index, text in texts]
-        else:
-            found = self._pairs(request.query, request.documents)
-        return RenderedInputs(request.request, [tokens.astype("<i4", copy=False).tobytes() for tokens in found])
+            found = (self._tokenizer.whole(text, param=f"input[{index}]") for index, text in texts)
+            return RenderedInputs(request.request, _encoded(found, "input"))
+        return RenderedInputs(request.request, _encoded(self._pairs(request.query, request.documents), "documents"))
 
-    def _pairs(self, query: str, documents: list[str]) -> list[Tokens]:
-        if self._template is not None:
-            return [self._from_template(self._template, query, text, index) for index, text in enumerate(documents)]
-        before = self._tokenizer.part(query, param="query")
-        return [
-            self._joined(before, self._tokenizer.part(text, param=f"documents[{index}]"))
-            for index, text in enumerate(documents)
-        ]
+    def _pairs(self, query: str, documents: list[str]) -> Iterator[Tokens]:
+        before = None if self._template is not None else self._tokenizer.part(query, param="query")
+        for index, text in enumerate(documents):
+            if self._template is not None:
+                yield self._from_template(self._template, query, text, index)
+            elif before is not None:
+                yield self._joined(before, self._tokenizer.part(text, param=f"documents[{index}]"))
 
     def _from_template(self, template: str, query: str, document: str, index: int) -> Tokens:
         """Put both into the model's template, neither into the other."""
@@ -66,3 +66,19 @@ class InputRenderer:
         eos = [end] if vocabulary.adds_eos and end is not None else []
         sep = [vocabulary.sep] if vocabulary.adds_sep and vocabulary.sep is not None else []
         return np.concatenate([bos, query, eos, sep, document, eos]).astype(np.int32)
+
+
+def _encoded(found: Iterable[Tokens], param: str) -> list[bytes]:
+    """Return the inputs as a frame carries them. Raises PromptRefusedError before they are more than one can."""
+    inputs: list[bytes] = []
+    room = MAX_FRAME_BYTES // 2
+    for tokens in found:
+        inputs.append(tokens.astype("<i4", copy=False).tobytes())
+        room -= len(inputs[-1])
+        if room < 0:
+            raise PromptRefusedError(
+                f"'{param}' come to more than {MAX_FRAME_BYTES // 8} tokens together, a query counted with each of its "
+                "documents: send fewer, or shorter ones",
+                param=param,
+            )
+    return inputs

@@ -230,6 +230,12 @@ class TestRerank:
         assert status == 400
         assert (answer["error"]["code"], answer["error"]["param"]) == ("context_length_exceeded", "documents[1]")
 
+    def test_a_query_times_its_documents_is_bounded(self, reranker: RunningServer) -> None:
+        body = {"model": "reranker", "query": "cat " * 9000, "documents": ["a"] * 2000}
+        status, _, answer = post(reranker.url, "/v1/rerank", body)
+        assert (status, answer["error"]["param"]) == (400, "documents")
+        assert "come to more than" in answer["error"]["message"]
+
     def test_it_gives_no_embeddings(self, reranker: RunningServer) -> None:
         with (
             openai.OpenAI(base_url=f"{reranker.url}/v1", api_key="none", max_retries=0) as client,

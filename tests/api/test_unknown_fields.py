@@ -68,3 +68,10 @@ def test_other_routes_too(lenient: EdgeServer) -> None:
         "/v1/completions", msgspec.json.encode({"model": MODEL, "prompt": "a", "num_ctx": 3})
     )
     assert (status, headers["x-pestle-unknown-fields"]) == (200, "num_ctx")
+
+
+def test_what_no_number_can_be_is_refused_all_the_same(lenient: EdgeServer) -> None:
+    body = b'{"model":"%s","messages":[{"role":"user","content":"a"}],"foo":1,"metadata":{"a":1e999}}' % MODEL.encode()
+    status, _, answer = lenient.post(CHAT, body)
+    assert status == 400
+    assert error_of(answer)["type"] == "invalid_request_error"

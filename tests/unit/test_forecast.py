@@ -124,3 +124,18 @@ def test_memory_is_bounded() -> None:
         seen.add(ids(first) * 250_000)
     assert seen.most_cached(ids(0, 0)) == 0
     assert seen.most_cached(ids(39, 39, 39)) == 3
+
+
+def test_a_short_prompt_says_nothing_of_others() -> None:
+    seen = SeenPrompts()
+    seen.add(ids(7))
+    assert seen.most_cached(ids(*range(100, 200))) == 0
+    assert seen.most_cached(ids(7, 8, 9)) == 3
+
+
+def test_so_many_prompts_are_remembered() -> None:
+    seen = SeenPrompts()
+    for number in range(1030):
+        seen.add(ids(number, number, number))
+    assert seen.most_cached(ids(1, 1, 1)) == 0
+    assert seen.most_cached(ids(1029, 1029, 1029)) == 3

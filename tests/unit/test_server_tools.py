@@ -221,3 +221,32 @@ def test_marks_are_shown_only_where_they_are_read() -> None:
     assert "[TOOL_CALLS]" in shown_tokens(asked(tools=[NOW]), plain)
     assert shown_tokens(asked(), thinking) == ("<think>", "</think>")
     assert "<|channel|>" in shown_tokens(asked(), ModelInfo(id="m", created=1, tool_form="harmony"))
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'"chat_template_kwargs":{"thinking_budget":1%s}' % (b"0" * 30), "chat_template_kwargs.thinking_budget"),
+        (b'"documents":[{"a":[{"b":18446744073709551616}]}]', "documents"),
+        (
+            b'"tools":[{"type":"function","function":{"name":"f","parameters":{"maximum":18446744073709551616}}}]',
+            "tools[0].function.parameters",
+        ),
+        (
+            b'"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"array"}}}]',
+            "tools[0].function.parameters.type",
+        ),
+        (b'"tools":[{"type":"function","function":{"name":"f\\n"}}]', "tools[0].function.name"),
+    ],
+)
+def test_what_no_frame_or_function_can_hold_is_refused(body: bytes, param: str) -> None:
+    whole = b'{"model":"m","messages":[{"role":"user","content":"hi"}],%s}' % body
+    with pytest.raises(RequestError) as caught:
+        decode_chat(whole).generation_request("r")
+    assert caught.value.param == param
+
+
+def test_integers_of_64_bits_go_through() -> None:
+    big = {"properties": {"a": {"minimum": -(2**63), "maximum": 2**64 - 1}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": big}}
+    assert asked(tools=[tool]).tools.schemas == {"f": big}

@@ -8,6 +8,8 @@ import pytest
 
 from app.chat.answer_parser import AnswerParser, shown_marks
 from app.chat.events import CallArguments, CallBegin
+from app.chat.readers import Call
+from app.chat.tools.lfm2 import python_calls
 from tests.unit.tool_transcripts import KOELN, SCHEMAS, TRANSCRIPTS, TWO, Answer, Transcript, gathered, read
 
 
@@ -56,3 +58,8 @@ def test_marks_that_may_be_control_tokens() -> None:
     assert "[/THINK]" in shown_marks("mistral", ("[THINK]", "[/THINK]"))
     assert "<|channel|>" in shown_marks("harmony", None)
     assert shown_marks("unknown", None) == ()
+
+
+def test_half_a_surrogate_in_a_call_is_no_call() -> None:
+    assert python_calls('[f(a="\\ud800")]', {"f": {}}) is None
+    assert python_calls('[f(a="\\u00e9")]', {"f": {}}) == [Call("f", '{"a": "\u00e9"}')]

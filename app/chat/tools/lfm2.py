@@ -46,7 +46,9 @@ def _call(node: ast.expr, schemas: Schemas) -> Call:
         if keyword.arg is None:
             raise ValueError(name)
         arguments[keyword.arg] = _value(keyword.value)
-    return Call(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    text.encode()  # a lone surrogate, which nobody can be sent, raises a ValueError
+    return Call(name, text)
 
 
 def _value(node: ast.expr) -> Any:

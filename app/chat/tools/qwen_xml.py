@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 MARKS = (BEGIN, END)
+_FUNCTION_END = "</function>"
 _FUNCTION = re.compile(r"\s*<function=([^>\s]+)>(.*?)</function>\s*", re.DOTALL)
 _PARAMETER = re.compile(r"\s*<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
 
 
 def _calls(text: str, schemas: Schemas) -> list[Call] | None:
+    if not text.rstrip().endswith(_FUNCTION_END):
+        return None  # at once: the pattern would look for it from every place
     calls = []
     at = 0
     while at < len(text):

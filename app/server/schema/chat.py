@@ -21,6 +21,7 @@ from app.server.schema.messages import (
     UserMessage,
     templated,
 )
+from app.server.schema.numbers import check_integers
 from app.server.schema.structured import grammar_source
 from app.server.schema.template_arguments import (
     ReasoningEffort,
@@ -101,6 +102,7 @@ class ChatRequest(CommonRequest, frozen=True, kw_only=True, forbid_unknown_field
                 "'continue_final_message' goes on with an assistant's message, which the last of 'messages' is not",
                 param="continue_final_message",
             )
+        check_integers(self.documents, "documents")
         return ChatPrompt(
             templated(self.messages),
             tools=tools.tools if tools else [],

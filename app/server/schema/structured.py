@@ -33,7 +33,7 @@ class JsonObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """OpenAI's wrapping of a schema. It is always enforced, with `strict` and without."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+\Z")]
     schema: Schema
     description: str | None = None
     strict: bool | None = None

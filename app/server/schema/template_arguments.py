@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.chat.formats import TEMPLATE_ARGUMENTS
 from app.errors import RequestError
+from app.server.schema.numbers import check_integers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,6 +26,7 @@ def template_arguments(request: ChatRequest) -> dict[str, Any]:
     given = request.chat_template_kwargs or {}
     for name, value in given.items():
         param = f"chat_template_kwargs.{name[:64]}"
+        check_integers(value, param)
         if name not in TEMPLATE_ARGUMENTS:
             allowed = ", ".join(sorted(TEMPLATE_ARGUMENTS))
             raise RequestError(f"'{param}' cannot be set; what can be is {allowed}", param=param)

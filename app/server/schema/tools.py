@@ -9,13 +9,14 @@ from msgspec import Meta
 
 from app.errors import RequestError, UnsupportedFieldError
 from app.pool.request import ToolUse
+from app.server.schema.numbers import check_integers
 
 if TYPE_CHECKING:
     from app.server.schema.chat import ChatRequest
 
 MAX_TOOLS = 128
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_-]+\Z")]
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,8 +117,19 @@ def _functions(tools: list[Tool]) -> dict[str, Function]:
         if name in functions:
             param = f"tools[{index}].function.name"
             raise RequestError(f"'{param}' is {name!r}, which another tool has: names tell tools apart", param=param)
+        _check_parameters(tool.function.parameters, f"tools[{index}].function.parameters")
         functions[name] = tool.function
     return functions
+
+
+def _check_parameters(parameters: dict[str, Any] | None, param: str) -> None:
+    if parameters is None:
+        return
+    check_integers(parameters, param)
+    if parameters.get("type", "object") != "object":
+        raise RequestError(
+            f"'{param}.type' must be \"object\": a function's arguments have names", param=f"{param}.type"
+        )
 
 
 def _chosen(choice: ToolChoice | None, tools: dict[str, Function]) -> tuple[set[str], bool]:
