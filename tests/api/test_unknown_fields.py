@@ -75,3 +75,19 @@ def test_what_no_number_can_be_is_refused_all_the_same(lenient: EdgeServer) -> N
     status, _, answer = lenient.post(CHAT, body)
     assert status == 400
     assert error_of(answer)["type"] == "invalid_request_error"
+
+
+def test_a_field_is_left_out_where_it_is_unknown_only(lenient: EdgeServer) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "a", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "b", "tool_call_id": "c"},
+        {"role": "user", "content": "d", "tool_call_id": None, "tool_calls": []},
+    ]
+    status, headers, _ = lenient.post(CHAT, chat(messages=messages, max_tokens=3))
+    assert status == 200
+    assert sorted(headers["x-pestle-unknown-fields"].split(", ")) == ["messages.tool_call_id", "messages.tool_calls"]
+    (asked,) = lenient.pool.requests
+    (prompt,) = asked.prompts
+    assert [message.get("tool_calls") is not None for message in prompt.messages] == [False, True, False, False]
