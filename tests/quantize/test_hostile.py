@@ -255,15 +255,15 @@ def test_an_endless_header_of_a_gguf(tmp_path: Path) -> None:
     path = tmp_path / "long.gguf"
     text = struct.pack("<Q", 1 << 26)
     with path.open("wb") as file:
-        file.write(gguf([])[:16] + struct.pack("<Q", 20))
-        for number in range(20):
+        file.write(gguf([])[:16] + struct.pack("<Q", 100))
+        for number in range(100):
             file.write(struct.pack("<Q", 2) + b"%02d" % number + struct.pack("<I", 8) + text)
             file.seek(1 << 26, 1)  # a hole: takes no room on the disk
         file.truncate(file.tell() + 100)
     began = time.process_time()
     with pytest.raises(ModelFileError, match="header is longer than"):
         read_header(path)
-    assert time.process_time() - began < 3
+    assert time.process_time() - began < 6  # a fifth of the time for all of it
 
 
 @pytest.mark.parametrize("name", [b"a\0b", b"\0"])
