@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from app.pool.request import GenerationRequest
 
 _TOKEN_BYTES = 4
-_REMEMBERED_BYTES = 16 * 1024 * 1024  # of prompts: more than any cache of theirs holds
+_REMEMBERED_BYTES = 16 * 1024 * 1024  # of prompts
 _REMEMBERED = 1024  # prompts: each is looked at for every forecast
 _DOUBT = 0.8  # of an estimate: who waits longer than this is not refused
 
@@ -29,6 +29,11 @@ class SeenPrompts:
     def __init__(self) -> None:
         self._prompts: collections.deque[bytes] = collections.deque()
         self._bytes = 0
+        self._has_forgotten = False
+
+    def __len__(self) -> int:
+        """Return how many prompts are remembered."""
+        return len(self._prompts)
 
     def add(self, prompt: bytes) -> None:
         """Remember a prompt, int32 ids."""
@@ -38,9 +43,15 @@ class SeenPrompts:
         self._bytes += len(prompt)
         while len(self._prompts) > 1 and (self._bytes > _REMEMBERED_BYTES or len(self._prompts) > _REMEMBERED):
             self._bytes -= len(self._prompts.popleft())
+            self._has_forgotten = True
 
     def most_cached(self, prompt: bytes) -> int:
-        """Return how many tokens of a prompt the cache may hold at most: all, if an earlier one goes on in it."""
+        """Return how many tokens of a prompt the cache may hold at most: all, if an earlier one goes on in it.
+
+        All, too, once prompts were forgotten: host memory may keep older ones.
+        """
+        if self._has_forgotten:
+            return len(prompt) // _TOKEN_BYTES
         longest = 0
         for seen in self._prompts:
             common = _common(seen, prompt)

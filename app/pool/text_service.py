@@ -44,8 +44,7 @@ class TextService:
         Raises RequestError for an id outside the vocabulary, and what `tokenize` raises.
         """
         with self._permit():
-            ids = token_prompt(tokens, self.vocabulary_size, param)
-            return await self._client.write(Detokenize(next(self._numbers), ids, param))
+            return await self._written(tokens, param)
 
     async def written_chat(self, prompt: ChatPrompt) -> str:
         """Return the text that the model's template makes of a chat: its messages, tools, documents and switches.
@@ -60,8 +59,12 @@ class TextService:
         if isinstance(prompt, TextPrompt):
             return prompt.text
         if isinstance(prompt, TokenPrompt):
-            return await self.detokenize(prompt.tokens, "prompt")
+            return await self._written(prompt.tokens, "prompt")
         raise RequestError("'echo' goes with prompts of text or tokens only", param="echo")
+
+    async def _written(self, tokens: list[int], param: str) -> str:
+        ids = token_prompt(tokens, self.vocabulary_size, param)
+        return await self._client.write(Detokenize(next(self._numbers), ids, param))
 
     @contextlib.contextmanager
     def _permit(self) -> Iterator[None]:

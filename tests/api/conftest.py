@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import openai
 import pytest
 
 from app.config import ServeSettings
@@ -167,3 +168,15 @@ def edge() -> Iterator[EdgeServer]:
 @pytest.fixture(name="eventually")
 def _eventually() -> Callable[..., None]:
     return eventually
+
+
+@pytest.fixture(scope="module")
+def client(server: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=100) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    (model,) = client.models.list().data
+    return model.id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -12,18 +11,6 @@ import pytest
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Name three colours."}]
 PROMPT = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def client(server: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=100) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    (model,) = client.models.list().data
-    return model.id
 
 
 def test_models(client: openai.OpenAI, model: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jsonschema
@@ -33,18 +32,6 @@ ONE_CALL: dict[str, Any] = {"tools": TOOLS, "parallel_tool_calls": False, "max_t
 class SetLevel(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
     level: Literal["low", "high"]
-
-
-@pytest.fixture(scope="module")
-def client(server: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=100) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
-    (model,) = client.models.list().data
-    return model.id
 
 
 def check_calls(calls: list[tuple[str, str]]) -> None:
